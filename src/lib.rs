@@ -1,0 +1,3 @@
+//! tallyd: a local daemon that takes high-write counters off Redis.
+
+pub mod store;

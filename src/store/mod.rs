@@ -1,0 +1,226 @@
+//! Where counters live for good: the trait, and what its answers mean.
+//!
+//! A store applies numbered batches of deltas exactly once, reads values together with the clock
+//! that orders them, and publishes messages. It knows nothing of epochs, files or clients.
+//!
+//! Invariants:
+//! 1. A batch is applied as a whole together with the token and the clock, or not at all.
+//! 2. An answer that did not arrive is [`Outcome::Unknown`]: only the token can tell what became of it.
+//! 3. After `Unknown` a lane is dropped, never used again.
+
+use std::fmt;
+use std::future::Future;
+
+use bytes::Bytes;
+
+/// A signed amount for one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delta<'a> {
+    /// The counter's key, as the client sent it.
+    pub key: &'a [u8],
+    /// What to add.
+    pub amount: i64,
+}
+
+/// The random id of one run of the process; it is part of the token, so that a copied state
+/// directory is noticed. Printed as 16 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RunId(pub u64);
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The random id made with a state directory. Printed as 32 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u128);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// Who writes: names the token key and signs its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Of the state directory.
+    pub node: NodeId,
+    /// Of this process.
+    pub run: RunId,
+}
+
+/// The token's value in the store, text form `"<batch> <run>"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// Number of the last batch that was applied for this node.
+    pub batch: u64,
+    /// The run that applied or claimed it.
+    pub run: RunId,
+}
+
+/// What a new lane finds in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// `None`: there is no token key.
+    pub token: Option<Token>,
+    /// The clock's value; 0 when there is none.
+    pub clock: u64,
+    /// Changes when the server process, or the history it holds, is another one
+    /// (Redis: `run_id` and `master_replid`).
+    pub server: String,
+    /// What an operator should hear once (an eviction policy that may drop the token ...).
+    pub warnings: Vec<String>,
+}
+
+/// Values read in one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// In the order of the keys asked for; `Ok(None)`: the key does not exist.
+    pub values: Vec<Result<Option<i64>, KeyError>>,
+    /// The clock at that moment.
+    pub clock: u64,
+}
+
+/// What became of a batch.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Token, clock and all keys without an error of their own moved together.
+    Applied {
+        /// In the order of the deltas: the value after it, or why this key alone was refused.
+        values: Vec<Result<i64, KeyError>>,
+        /// The clock that this batch was given.
+        clock: u64,
+    },
+    /// Nothing of it is in the store, for certain.
+    NotApplied(Refusal),
+    /// It may or may not be in the store.
+    Unknown(StoreError),
+}
+
+/// Why a batch was not applied.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The token is not what the lane last saw: connect anew and look.
+    TokenMoved,
+    /// These deltas (by index) keep the transaction from running; without them it may.
+    Keys(Vec<(usize, KeyError)>),
+    /// The store takes no such transaction now (OOM, READONLY, LOADING ...): retry later.
+    Whole(StoreError),
+}
+
+/// What became of a claim of the token.
+#[derive(Debug)]
+pub enum Claim {
+    /// The token now carries this run.
+    Claimed,
+    /// Not claimed: connect anew and look.
+    TokenMoved,
+    /// Refused or unknown: connect anew, later.
+    Failed(StoreError),
+}
+
+/// Why one key was refused while others were taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The key holds another type.
+    #[error("WRONGTYPE Operation against a key holding the wrong kind of value")]
+    WrongType,
+    /// The key holds a string that is no 64-bit integer.
+    #[error("ERR value is not an integer or out of range")]
+    NotInteger,
+    /// The sum would leave 64 bits.
+    #[error("ERR increment or decrement would overflow")]
+    Overflow,
+    /// The user may not touch this key.
+    #[error("{0}")]
+    NoPermission(String),
+    /// Only with `at-least-once`: this key was not taken for a reason that may pass (OOM ...).
+    #[error("{0}")]
+    Retry(String),
+    /// Anything else that concerns this key alone, in the server's words.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Why the store could not be asked. Texts carry no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection, or it broke.
+    #[error("{address}: {source}")]
+    Io {
+        /// Where, without credentials.
+        address: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No answer in time.
+    #[error("{address}: no answer within {seconds} s")]
+    Timeout {
+        /// Where, without credentials.
+        address: String,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The server refuses, for now or until its configuration changes.
+    #[error("{address}: {message}")]
+    Refused {
+        /// Where, without credentials.
+        address: String,
+        /// The server's words, beginning with its error code.
+        message: String,
+    },
+    /// The answer was not what the protocol allows here.
+    #[error("{address}: unexpected answer: {message}")]
+    Protocol {
+        /// Where, without credentials.
+        address: String,
+        /// What was seen and what was due.
+        message: String,
+    },
+    /// The embedded database failed.
+    #[error("embedded store: {0}")]
+    Embedded(String),
+}
+
+/// A store of counters.
+pub trait Store: Send + Sync + 'static {
+    /// Its exclusive connection for batches.
+    type Lane: Lane;
+
+    /// Opens a new connection that nothing else uses, makes sure that exactly-once is possible on
+    /// it, watches the token and reads it.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; the caller retries with back-off.
+    fn connect(&self) -> impl Future<Output = Result<(Self::Lane, Standing), StoreError>> + Send;
+
+    /// Reads values and the clock in one moment.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; an error of one key is in the reading.
+    fn read(&self, keys: &[Bytes]) -> impl Future<Output = Result<Reading, StoreError>> + Send;
+
+    /// Publishes one message on the channel of deltas.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]: the message may or may not have gone out, and is not sent again.
+    fn publish(&self, message: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// One exclusive connection with one batch in flight at most.
+pub trait Lane: Send + 'static {
+    /// Signs the token with this run, leaving its batch number at `batch` (creating it if absent).
+    /// Fences off whatever an earlier connection of this node may still have under way.
+    fn claim(&mut self, batch: u64) -> impl Future<Output = Claim> + Send;
+
+    /// Applies batch number `batch`, whose predecessor the token must name.
+    fn apply(
+        &mut self,
+        batch: u64,
+        deltas: &[Delta<'_>],
+    ) -> impl Future<Output = Outcome> + Send;
+}
