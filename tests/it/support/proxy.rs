@@ -23,7 +23,8 @@ pub enum Direction {
 struct Way {
     /// Bytes that may still pass before the connection is cut; `None`: no cut.
     until_cut: Option<u64>,
-    held: bool,
+    /// Connections with a lower number are held.
+    held_below: usize,
     swallow: bool,
     passed: u64,
 }
@@ -38,6 +39,8 @@ struct State {
     /// Cuts go on at random: after each cut the next is drawn from `0..range`.
     random: Option<(fastrand::Rng, u64)>,
     cuts: u64,
+    /// Pumps that hold bytes at this moment.
+    holding: usize,
     connections: Vec<Connection>,
     closed: bool,
 }
@@ -136,14 +139,19 @@ impl Proxy {
         });
     }
 
-    /// Keeps the bytes of a direction, for connections to come too.
+    /// Keeps the bytes of a direction, for the connections that there are now.
     pub fn hold(&self, direction: Direction) {
-        self.change(|s| s.way(direction).held = true);
+        self.change(|s| s.way(direction).held_below = s.connections.len());
+    }
+
+    /// How many connections hold bytes back at this moment.
+    pub fn holding(&self) -> usize {
+        self.shared.lock().holding
     }
 
     /// Delivers what is held, in order, also of connections whose sender is gone.
     pub fn release(&self, direction: Direction) {
-        self.change(|s| s.way(direction).held = false);
+        self.change(|s| s.way(direction).held_below = 0);
     }
 
     /// Takes the bytes of a direction and lets them disappear.
@@ -179,7 +187,7 @@ impl Proxy {
             for direction in [Direction::Requests, Direction::Replies] {
                 let way = s.way(direction);
                 way.until_cut = None;
-                way.held = false;
+                way.held_below = 0;
                 way.swallow = false;
             }
         });
@@ -249,9 +257,11 @@ fn pump(shared: &Shared, index: usize, direction: Direction, mut from: TcpStream
             mark(&mut state, index, &mut tail, bytes);
         }
         let concerned = |s: &State| s.only.is_none() || s.connections[index].marked;
-        while state.way(direction).held && concerned(&state) && !state.closed {
+        state.holding += 1;
+        while index < state.way(direction).held_below && concerned(&state) && !state.closed {
             state = shared.changed.wait(state).expect("no pump panics while it holds the lock");
         }
+        state.holding -= 1;
         let faulty = concerned(&state);
         let way = state.way(direction);
         let mut pass = got;
@@ -330,10 +340,14 @@ mod tests {
         let redis = RedisServer::start(&[]);
         let proxy = Proxy::start(redis.address());
         proxy.only(b"INCR");
+        let (mut client, mut other) = (through(&proxy), through(&proxy));
+        other.command(&["PING"]);
+        client.command(&["PING"]);
         proxy.hold(Direction::Requests);
-        let mut client = through(&proxy);
         client.send(&["INCR", "late"]).unwrap();
-        assert_eq!(through(&proxy).command(&["PING"]), Value::Status("PONG".into()));
+        wait_until("the bytes are held", || proxy.holding() == 1);
+        assert_eq!(other.command(&["PING"]), Value::Status("PONG".into()));
+        assert_eq!(through(&proxy).number(&["INCR", "new"]), 1, "a new connection is not held");
         drop(client);
         assert_eq!(redis.counter("late"), 0);
         proxy.release(Direction::Requests);
