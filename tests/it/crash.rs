@@ -26,7 +26,10 @@ impl Bounds {
     fn assert_hold(&self, redis: &RedisServer) {
         for (key, bounds) in &self.0 {
             let value = redis.counter(key);
-            assert!(bounds.contains(&value), "{key} is {value}, must be in {bounds:?}");
+            assert!(
+                bounds.contains(&value),
+                "{key} is {value}, must be in {bounds:?}"
+            );
         }
     }
 
@@ -58,7 +61,11 @@ fn what_was_acknowledged_survives_a_kill_and_is_applied_once() {
         .start();
     let mut bounds = Bounds::default();
     for round in 0..10 {
-        bounds.add(&kill_under_load(&mut daemon, &mut rng, if round % 2 == 0 { 1 } else { 20 }));
+        bounds.add(&kill_under_load(
+            &mut daemon,
+            &mut rng,
+            if round % 2 == 0 { 1 } else { 20 },
+        ));
         daemon.restart();
         daemon.flush();
         bounds.assert_hold(&redis);
@@ -104,7 +111,10 @@ fn pending_increments_outlive_many_kills() {
         let mut client = daemon.client();
         assert_eq!(client.number(&["INCRBY", "many", "3"]), 3 * round);
         assert_eq!(client.number(&["TALLY.PENDING", "many"]), 3 * round);
-        assert_eq!(client.number(&["DECRBY", &format!("round:{round}"), "8"]), -8);
+        assert_eq!(
+            client.number(&["DECRBY", &format!("round:{round}"), "8"]),
+            -8
+        );
         daemon.kill9();
         daemon.restart();
     }
@@ -148,11 +158,21 @@ fn increments_without_replies_are_taken_and_survive_a_kill() {
     let redis = RedisServer::start(&[]);
     let mut daemon = Daemon::builder(redis.url()).flush_interval(NEVER).start();
     let mut client = daemon.client();
-    client.send_raw(&encode(&["CLIENT", "REPLY", "OFF"])).unwrap();
-    client.send_raw(&encode(&["INCR", "silent"]).repeat(50_000)).unwrap();
-    client.send_raw(&encode(&["CLIENT", "REPLY", "ON"])).unwrap();
+    client
+        .send_raw(&encode(&["CLIENT", "REPLY", "OFF"]))
+        .unwrap();
+    client
+        .send_raw(&encode(&["INCR", "silent"]).repeat(50_000))
+        .unwrap();
+    client
+        .send_raw(&encode(&["CLIENT", "REPLY", "ON"]))
+        .unwrap();
     client.set_limit(Duration::from_secs(30));
-    assert_eq!(client.read().unwrap().text(), "OK", "everything before it was taken");
+    assert_eq!(
+        client.read().unwrap().text(),
+        "OK",
+        "everything before it was taken"
+    );
     daemon.kill9();
     daemon.restart();
     daemon.flush();

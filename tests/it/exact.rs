@@ -55,7 +55,9 @@ fn random_increments(mut client: Client, keys: &[Vec<u8>], mut rng: fastrand::Rn
 }
 
 fn mixed_load_ends_exact(redis: &RedisServer, daemon: &Daemon, rng: &mut fastrand::Rng) {
-    let mut keys: Vec<Vec<u8>> = (0..500).map(|n| format!("mixed:{n}").into_bytes()).collect();
+    let mut keys: Vec<Vec<u8>> = (0..500)
+        .map(|n| format!("mixed:{n}").into_bytes())
+        .collect();
     keys.extend((0..50).map(|n: u8| vec![0xff, 0, n, b'\r', b'\n']));
     let mut expected = Oracle::new();
     // Some are there before: what the daemon adds goes on top.
@@ -80,7 +82,12 @@ fn mixed_load_ends_exact(redis: &RedisServer, daemon: &Daemon, rng: &mut fastran
     // And the daemon says the same.
     let mut client = daemon.client();
     for (key, value) in &expected {
-        assert_eq!(client.number(&[b"GET", &key[..]]), *value, "{}", key.escape_ascii());
+        assert_eq!(
+            client.number(&[b"GET", &key[..]]),
+            *value,
+            "{}",
+            key.escape_ascii()
+        );
     }
 }
 
@@ -124,7 +131,11 @@ fn a_password_and_a_database_number_are_used() {
     daemon.flush();
     let mut client = redis.client();
     assert_eq!(client.command(&["AUTH", "hard to guess"]), Value::ok());
-    assert_eq!(client.command(&["GET", "in-db-3"]), Value::Nil, "not in database 0");
+    assert_eq!(
+        client.command(&["GET", "in-db-3"]),
+        Value::Nil,
+        "not in database 0"
+    );
     assert_eq!(client.command(&["SELECT", "3"]), Value::ok());
     assert_eq!(client.number(&["GET", "in-db-3"]), 12);
     assert!(!daemon.log().contains("hard"), "a secret in the log");
@@ -151,12 +162,23 @@ fn a_million_increments_of_redis_benchmark_arrive_to_the_unit_with_one_incrby_a_
         .output()
         .expect("redis-benchmark is not installed: run tests/run");
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(redis.commandstats("incrby"), 0, "nothing is flushed before the epoch ends");
+    assert_eq!(
+        redis.commandstats("incrby"),
+        0,
+        "nothing is flushed before the epoch ends"
+    );
     daemon.flush();
     let (sum, keys) = totals(&redis);
     assert_eq!(sum, 1_000_000);
-    assert!(keys > 90_000, "a million draws leave few of 100,000 keys out, not {keys}");
-    assert_eq!(redis.commandstats("incrby"), keys, "one INCRBY per distinct key");
+    assert!(
+        keys > 90_000,
+        "a million draws leave few of 100,000 keys out, not {keys}"
+    );
+    assert_eq!(
+        redis.commandstats("incrby"),
+        keys,
+        "one INCRBY per distinct key"
+    );
 }
 
 /// Section 9 of the design: commands sent to Redis per distinct key and flush, everything counted.
@@ -188,8 +210,16 @@ fn a_flush_costs_at_most_two_percent_more_commands_than_keys() {
     }
     let calls = redis.command_calls();
     assert_eq!(calls["incrby"], 2 * KEYS);
-    let ours: u64 = calls.iter().filter(|(name, _)| !["info", "config|resetstat"].contains(&name.as_str())).map(|(_, n)| n).sum();
-    assert!(ours as f64 <= 1.02 * (2 * KEYS) as f64, "{ours} commands for {} keys: {calls:?}", 2 * KEYS);
+    let ours: u64 = calls
+        .iter()
+        .filter(|(name, _)| !["info", "config|resetstat"].contains(&name.as_str()))
+        .map(|(_, n)| n)
+        .sum();
+    assert!(
+        ours as f64 <= 1.02 * (2 * KEYS) as f64,
+        "{ours} commands for {} keys: {calls:?}",
+        2 * KEYS
+    );
 }
 
 #[test]
@@ -204,7 +234,10 @@ fn the_timer_flushes_without_being_asked() {
 #[test]
 fn so_many_keys_as_configured_are_flushed_early() {
     let redis = RedisServer::start(&[]);
-    let daemon = Daemon::builder(redis.url()).flush_interval(NEVER).set("flush.max_keys", 100).start();
+    let daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("flush.max_keys", 100)
+        .start();
     let mut client = daemon.client();
     for key in 0..1000 {
         client.command(&["INCR", &format!("early:{key}")]);

@@ -36,11 +36,20 @@ fn a_connection_cut_at_any_byte_of_a_flush_counts_once() {
     };
     flush(&daemon);
     // How many bytes one flush has, each way.
-    let before = (proxy.passed(Direction::Requests), proxy.passed(Direction::Replies));
+    let before = (
+        proxy.passed(Direction::Requests),
+        proxy.passed(Direction::Replies),
+    );
     flush(&daemon);
     let sizes = [
-        (Direction::Requests, proxy.passed(Direction::Requests) - before.0),
-        (Direction::Replies, proxy.passed(Direction::Replies) - before.1),
+        (
+            Direction::Requests,
+            proxy.passed(Direction::Requests) - before.0,
+        ),
+        (
+            Direction::Replies,
+            proxy.passed(Direction::Replies) - before.1,
+        ),
     ];
     for (direction, size) in sizes {
         assert!(size > 20, "{direction:?}: {size} bytes are no flush");
@@ -119,7 +128,11 @@ fn a_transaction_whose_reply_is_lost_counts_once() {
         proxy.heal();
         daemon.flush();
         assert_eq!(redis.counter("reply"), n);
-        assert_eq!(client.number(&["GET", "reply"]), n, "the values were read back");
+        assert_eq!(
+            client.number(&["GET", "reply"]),
+            n,
+            "the values were read back"
+        );
         assert_eq!(client.number(&["TALLY.PENDING", "reply"]), 0);
     }
 }
@@ -140,7 +153,9 @@ fn a_kill_between_a_transaction_and_its_reply_counts_once() {
         daemon.client().command(&["INCRBY", "between", "100"]);
         total += 100;
         daemon.signal(Signal::USR1);
-        wait_until("Redis has executed it", || redis.counter("between") == total);
+        wait_until("Redis has executed it", || {
+            redis.counter("between") == total
+        });
         daemon.kill9();
         proxy.heal();
         daemon.restart();
@@ -188,18 +203,31 @@ fn late_bytes_of_a_killed_daemon_do_not_count_again() {
 fn a_store_that_refuses_transactions_gets_no_increment_unless_that_was_asked_for() {
     let redis = RedisServer::start(&[]);
     redis.cli(&["ACL", "SETUSER", "default", "-multi", "-exec"]);
-    let daemon = Daemon::builder(redis.url()).flush_interval(NEVER).set("reply.cold", "delta").start();
+    let daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("reply.cold", "delta")
+        .start();
     let mut client = daemon.client();
     assert_eq!(client.number(&["INCR", "guarded"]), 1);
-    assert!(client.command(&["TALLY.FLUSH", "500"]).error().starts_with("ERR"));
+    assert!(
+        client
+            .command(&["TALLY.FLUSH", "500"])
+            .error()
+            .starts_with("ERR")
+    );
     assert_eq!(redis.counter("guarded"), 0);
     let plain = Daemon::builder(redis.url())
         .flush_interval(NEVER)
         .set("flush.delivery", "at-least-once")
         .set("reply.cold", "delta")
         .start();
-    plain.client().send_raw(&encode(&["INCR", "plain"])).unwrap();
-    wait_until("it is taken", || plain.client().number(&["TALLY.PENDING", "plain"]) == 1);
+    plain
+        .client()
+        .send_raw(&encode(&["INCR", "plain"]))
+        .unwrap();
+    wait_until("it is taken", || {
+        plain.client().number(&["TALLY.PENDING", "plain"]) == 1
+    });
     plain.flush();
     assert_eq!(redis.counter("plain"), 1);
     // Once it may, what waited arrives.

@@ -40,7 +40,11 @@ fn the_socket_of_a_living_daemon_is_refused() {
     let socket = daemon.socket().to_path_buf();
     let second = embedded().socket(&socket).run_to_exit();
     assert_gives_up(second, 74, socket.to_str().unwrap());
-    assert_eq!(daemon.client().number(&["INCR", "k"]), 1, "the first one is still there");
+    assert_eq!(
+        daemon.client().number(&["INCR", "k"]),
+        1,
+        "the first one is still there"
+    );
 }
 
 #[test]
@@ -48,7 +52,11 @@ fn a_file_in_the_place_of_the_socket_is_not_deleted() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("precious");
     std::fs::write(&path, "data").unwrap();
-    assert_gives_up(embedded().socket(&path).run_to_exit(), 74, path.to_str().unwrap());
+    assert_gives_up(
+        embedded().socket(&path).run_to_exit(),
+        74,
+        path.to_str().unwrap(),
+    );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
 }
 
@@ -60,8 +68,14 @@ fn the_mode_of_the_socket_is_as_configured() {
         metadata.permissions().mode() & 0o777
     };
     assert_eq!(mode(embedded().start().socket()), 0o660);
-    assert_eq!(mode(embedded().set("listen.mode", "0600").start().socket()), 0o600);
-    assert_eq!(mode(embedded().set("listen.mode", "0666").start().socket()), 0o666);
+    assert_eq!(
+        mode(embedded().set("listen.mode", "0600").start().socket()),
+        0o600
+    );
+    assert_eq!(
+        mode(embedded().set("listen.mode", "0666").start().socket()),
+        0o666
+    );
 }
 
 #[test]
@@ -77,14 +91,22 @@ fn a_state_directory_that_cannot_be_made_is_an_io_error() {
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     let path = file.join("state");
-    assert_gives_up(embedded().state_dir(&path).run_to_exit(), 74, path.to_str().unwrap());
+    assert_gives_up(
+        embedded().state_dir(&path).run_to_exit(),
+        74,
+        path.to_str().unwrap(),
+    );
 }
 
 #[test]
 fn a_state_directory_in_use_is_refused_and_left_alone() {
     let daemon = embedded().start();
     let state = daemon.state_dir().to_path_buf();
-    assert_gives_up(embedded().state_dir(&state).run_to_exit(), 74, state.to_str().unwrap());
+    assert_gives_up(
+        embedded().state_dir(&state).run_to_exit(),
+        74,
+        state.to_str().unwrap(),
+    );
     assert_eq!(daemon.client().number(&["INCR", "k"]), 1);
     daemon.flush();
     drop(daemon);
@@ -113,14 +135,26 @@ fn wrong_configuration_is_named_with_its_origin() {
         };
         assert_eq!(code, Some(78), "{key}={value}: {said}");
         assert!(said.contains(named), "{key}={value}: {said}");
-        let origin = if key == "flush.interval" { "--flush-interval" } else { "TALLYD_" };
-        assert!(said.contains(origin), "{key}={value} does not say where it came from: {said}");
+        let origin = if key == "flush.interval" {
+            "--flush-interval"
+        } else {
+            "TALLYD_"
+        };
+        assert!(
+            said.contains(origin),
+            "{key}={value} does not say where it came from: {said}"
+        );
     }
 }
 
 #[test]
 fn a_wrong_store_url_is_a_configuration_error_and_shows_no_password() {
-    for url in ["http://127.0.0.1", "redis://user:topsecret@", "redis://:topsecret@127.0.0.1:notaport", "no url"] {
+    for url in [
+        "http://127.0.0.1",
+        "redis://user:topsecret@",
+        "redis://:topsecret@127.0.0.1:notaport",
+        "no url",
+    ] {
         let (code, said) = Daemon::builder(url).run_to_exit();
         assert_eq!(code, Some(78), "{url}: {said}");
         assert!(said.contains("store.url"), "{url}: {said}");
@@ -135,18 +169,27 @@ fn a_connection_too_many_is_told_so_as_redis_does() {
     let mut kept: Vec<Client> = Vec::new();
     wait_until("three connections are open", || {
         let mut client = daemon.client();
-        if client.try_command(&["PING"]).is_ok_and(|reply| reply == Value::Status("PONG".into())) {
+        if client
+            .try_command(&["PING"])
+            .is_ok_and(|reply| reply == Value::Status("PONG".into()))
+        {
             kept.push(client);
         }
         kept.len() == 3
     });
     let mut fourth = daemon.client();
-    assert_eq!(fourth.read().unwrap().error(), "ERR max number of clients reached");
+    assert_eq!(
+        fourth.read().unwrap().error(),
+        "ERR max number of clients reached"
+    );
     assert_eq!(fourth.read_to_end().unwrap(), b"", "and is closed");
     assert_eq!(kept[0].number(&["INCR", "k"]), 1, "the others go on");
     kept.pop();
     wait_until("a closed connection makes room", || {
-        daemon.client().try_command(&["PING"]).is_ok_and(|reply| reply == Value::Status("PONG".into()))
+        daemon
+            .client()
+            .try_command(&["PING"])
+            .is_ok_and(|reply| reply == Value::Status("PONG".into()))
     });
 }
 
@@ -168,7 +211,9 @@ fn limits_of_memory_are_errors_that_name_them_and_nothing_is_dropped() {
     };
     assert!(refused.error().contains("max_pending_bytes"), "{refused:?}");
     assert!(taken > 100, "{taken}");
-    let present = (0..taken).filter(|n| client.number(&["EXISTS", &format!("{}:{n}", "k".repeat(100))]) == 1).count();
+    let present = (0..taken)
+        .filter(|n| client.number(&["EXISTS", &format!("{}:{n}", "k".repeat(100))]) == 1)
+        .count();
     assert_eq!(present, taken);
     daemon.flush();
     assert_eq!(client.number(&["INCR", "room again"]), 1);

@@ -36,7 +36,10 @@ fn commands(text: &str) -> Case {
 }
 
 fn resp3(case: Case) -> Case {
-    Case { resp3: true, ..case }
+    Case {
+        resp3: true,
+        ..case
+    }
 }
 
 /// Everything the server answers, and whether it keeps the connection.
@@ -49,9 +52,13 @@ fn answer(client: &mut Client, case: &Case) -> (Vec<u8>, bool) {
         );
     }
     // The server may close as soon as it has seen the fault: then the rest cannot be sent.
-    let _ = client.send_raw(&case.bytes).and_then(|()| client.send(&["PING", LAST]));
+    let _ = client
+        .send_raw(&case.bytes)
+        .and_then(|()| client.send(&["PING", LAST]));
     let end = format!("{LAST}\r\n");
-    client.read_raw_until(end.as_bytes()).expect("an answer, or the end of the connection")
+    client
+        .read_raw_until(end.as_bytes())
+        .expect("an answer, or the end of the connection")
 }
 
 /// Sends every case to both, each on a connection of its own; panics with all the differences.
@@ -66,7 +73,11 @@ fn compare(cases: Vec<Case>) {
         if expected != found {
             let show = |(bytes, open): &(Vec<u8>, bool)| {
                 let bytes = &bytes[..bytes.len().min(600)];
-                format!("{}{}", bytes.escape_ascii(), if *open { "" } else { "  (closed)" })
+                format!(
+                    "{}{}",
+                    bytes.escape_ascii(),
+                    if *open { "" } else { "  (closed)" }
+                )
             };
             let sent = &case.bytes[..case.bytes.len().min(200)];
             let _ = write!(
@@ -188,8 +199,15 @@ fn unknown_commands_and_wrong_numbers_of_arguments_are_answered_as_redis_answers
     .map(commands)
     .into();
     // Long words are cut, the whole list is cut, line ends do not break the reply.
-    cases.push(commands(&format!("{} {}", "F".repeat(300), "a".repeat(300))));
-    cases.push(commands(&format!("FOO {}", ["12345678901234567890"; 12].join(" "))));
+    cases.push(commands(&format!(
+        "{} {}",
+        "F".repeat(300),
+        "a".repeat(300)
+    )));
+    cases.push(commands(&format!(
+        "FOO {}",
+        ["12345678901234567890"; 12].join(" ")
+    )));
     cases.push(raw(encode(&["FOO\r\nBAR", "a\r\nb"])));
     cases.push(raw(encode(&[""])));
     compare(cases);
@@ -231,7 +249,14 @@ fn numbers_are_read_and_refused_as_redis_does() {
         cases.push(raw(encode(&["DECRBY", "odd", odd])));
     }
     // A key may be anything, the empty one included.
-    for key in [&b""[..], b" ", b"\0", b"a\r\nb", b"\xff\xfe", "schlüssel".as_bytes()] {
+    for key in [
+        &b""[..],
+        b" ",
+        b"\0",
+        b"a\r\nb",
+        b"\xff\xfe",
+        "schlüssel".as_bytes(),
+    ] {
         cases.push(raw(encode(&[b"INCR", key])));
         cases.push(raw(encode(&[b"GET", key])));
     }
@@ -281,7 +306,15 @@ fn reads_connection_commands_and_errors_are_answered_as_redis_answers_them() {
     all.push(raw(encode(&["CLIENT", "SETNAME", "a b"])));
     all.push(raw(encode(&["CLIENT", "SETNAME", "a\nb"])));
     all.push(raw(encode(&["CLIENT", "SETNAME", ""])));
-    for text in ["GET missing", "MGET missing", "EXISTS missing", "INCR three | MGET three missing", "PING", "FOO", "CLIENT GETNAME"] {
+    for text in [
+        "GET missing",
+        "MGET missing",
+        "EXISTS missing",
+        "INCR three | MGET three missing",
+        "PING",
+        "FOO",
+        "CLIENT GETNAME",
+    ] {
         all.push(resp3(commands(text)));
     }
     compare(all);
@@ -310,9 +343,21 @@ fn transactions_are_answered_as_redis_answers_them() {
         "MULTI | INCRBY a5 9223372036854775807 | INCR a5 | DECR a5 | EXEC | GET a5",
     ];
     let mut all: Vec<Case> = cases.map(commands).into();
-    all.extend(["MULTI | INCR t3 | GET t3 | MGET t3 no | EXEC", "MULTI | FOO | EXEC"].map(commands).map(resp3));
+    all.extend(
+        [
+            "MULTI | INCR t3 | GET t3 | MGET t3 no | EXEC",
+            "MULTI | FOO | EXEC",
+        ]
+        .map(commands)
+        .map(resp3),
+    );
     // A fault of the protocol ends the transaction with the connection.
-    all.push(raw([encode(&["MULTI"]), encode(&["INCR", "a6"]), b"*1\r\n$x\r\n".to_vec()].concat()));
+    all.push(raw([
+        encode(&["MULTI"]),
+        encode(&["INCR", "a6"]),
+        b"*1\r\n$x\r\n".to_vec(),
+    ]
+    .concat()));
     all.push(commands("GET a6"));
     compare(all);
 }
@@ -341,7 +386,12 @@ fn a_subscribed_connection_is_restricted_as_in_redis() {
         "SUBSCRIBE a | QUIT",
     ];
     let mut all: Vec<Case> = cases.map(commands).into();
-    let three = ["SUBSCRIBE a | INCR s5 | GET s5", "SUBSCRIBE a | PING", "SUBSCRIBE a | UNSUBSCRIBE", "UNSUBSCRIBE"];
+    let three = [
+        "SUBSCRIBE a | INCR s5 | GET s5",
+        "SUBSCRIBE a | PING",
+        "SUBSCRIBE a | UNSUBSCRIBE",
+        "UNSUBSCRIBE",
+    ];
     all.extend(three.map(commands).map(resp3));
     compare(all);
 }
@@ -354,21 +404,41 @@ fn hello_answers_with_what_clients_look_for() {
     let two = client.command(&["HELLO"]);
     assert!(matches!(two, Value::Array(_)), "RESP2 has no maps: {two:?}");
     let three = client.command(&["HELLO", "3", "SETNAME", "tester"]);
-    assert!(matches!(three, Value::Map(_)), "RESP3 answers with a map: {three:?}");
+    assert!(
+        matches!(three, Value::Map(_)),
+        "RESP3 answers with a map: {three:?}"
+    );
     for (hello, version) in [(two.fields(), 2), (three.fields(), 3)] {
         assert_eq!(hello["proto"], Value::Integer(version));
-        assert_eq!(hello["server"], Value::bulk("redis"), "clients look for this name");
+        assert_eq!(
+            hello["server"],
+            Value::bulk("redis"),
+            "clients look for this name"
+        );
         assert_eq!(hello["mode"], Value::bulk("standalone"));
         assert_eq!(hello["role"], Value::bulk("master"));
         for key in ["version", "id", "modules"] {
             assert!(hello.contains_key(key), "{key} is missing: {hello:?}");
         }
     }
-    assert_eq!(client.command(&["CLIENT", "GETNAME"]), Value::bulk("tester"));
-    assert_eq!(client.command(&["HELLO", "2"]).fields()["proto"], Value::Integer(2), "and back again");
+    assert_eq!(
+        client.command(&["CLIENT", "GETNAME"]),
+        Value::bulk("tester")
+    );
+    assert_eq!(
+        client.command(&["HELLO", "2"]).fields()["proto"],
+        Value::Integer(2),
+        "and back again"
+    );
     let info = client.command(&["INFO"]).text();
-    assert!(info.lines().any(|line| line == "loading:0"), "ioredis waits for it: {info}");
-    assert_eq!(client.command(&["CLIENT", "SETINFO", "LIB-NAME", "x"]), Value::ok());
+    assert!(
+        info.lines().any(|line| line == "loading:0"),
+        "ioredis waits for it: {info}"
+    );
+    assert_eq!(
+        client.command(&["CLIENT", "SETINFO", "LIB-NAME", "x"]),
+        Value::ok()
+    );
     assert!(client.number(&["CLIENT", "ID"]) > 0);
     assert_eq!(client.command(&["TIME"]).items().len(), 2);
 }
@@ -376,7 +446,10 @@ fn hello_answers_with_what_clients_look_for() {
 #[test]
 fn a_request_may_be_split_at_every_byte() {
     let store = RedisServer::start(&[]);
-    let daemon = Daemon::builder(store.url()).flush_interval(NEVER).set("reply.cold", "delta").start();
+    let daemon = Daemon::builder(store.url())
+        .flush_interval(NEVER)
+        .set("reply.cold", "delta")
+        .start();
     let (mut client, mut other) = (daemon.client(), daemon.client());
     let conversation = |key: &str| {
         let mut bytes = encode(&["INCRBY", key, "1234567"]);
@@ -404,14 +477,22 @@ fn a_request_may_be_split_at_every_byte() {
         other.command(&["PING"]);
         client.send_raw(&bytes[at..]).unwrap();
         let (found, _) = client.read_raw_until(end.as_bytes()).unwrap();
-        assert_eq!(String::from_utf8_lossy(&found), expected, "split after {at} of {len} bytes");
+        assert_eq!(
+            String::from_utf8_lossy(&found),
+            expected,
+            "split after {at} of {len} bytes"
+        );
     }
     for byte in conversation("split:one") {
         client.send_raw(&[byte]).unwrap();
         other.command(&["PING"]);
     }
     let (found, _) = client.read_raw_until(end.as_bytes()).unwrap();
-    assert_eq!(String::from_utf8_lossy(&found), expected, "one byte at a time");
+    assert_eq!(
+        String::from_utf8_lossy(&found),
+        expected,
+        "one byte at a time"
+    );
 }
 
 /// `count` increments of one key, every hundredth replaced by an echo of its number.
@@ -476,7 +557,9 @@ fn a_half_command_does_nothing_and_harms_nobody() {
     }
     // All that came before the half one is answered.
     let mut client = daemon.client();
-    client.send_raw(b"INCR first\r\n*2\r\n$4\r\nINCR\r\n$4\r\nhal").unwrap();
+    client
+        .send_raw(b"INCR first\r\n*2\r\n$4\r\nINCR\r\n$4\r\nhal")
+        .unwrap();
     client.stream().finish_writing();
     assert_eq!(client.read_to_end().unwrap(), b":1\r\n");
     assert_eq!(daemon.client().command(&["GET", "half"]), Value::Nil);
@@ -489,7 +572,18 @@ fn random_bytes_change_nothing_and_stop_nobody() {
     let mut rng = fastrand::Rng::with_seed(seed());
     // Pieces of the protocol in wrong order go deeper into the parser than noise does.
     let pieces: [&[u8]; 12] = [
-        b"*2\r\n", b"$4\r\n", b"INCRR\r\n", b"\r\n", b"*", b"$", b"-1\r\n", b"GET", b"\0\xff", b"\"", b"999999999", b" ",
+        b"*2\r\n",
+        b"$4\r\n",
+        b"INCRR\r\n",
+        b"\r\n",
+        b"*",
+        b"$",
+        b"-1\r\n",
+        b"GET",
+        b"\0\xff",
+        b"\"",
+        b"999999999",
+        b" ",
     ];
     for _ in 0..300 {
         let mut client = daemon.client();
@@ -546,9 +640,25 @@ fn keys_that_are_too_long_or_reserved_are_refused_and_the_connection_stays() {
         let reply = client.command(&refused);
         assert!(reply.error().starts_with("ERR "), "{reply:?}");
     }
-    assert!(client.command(&["INCR", &too_long]).error().contains("1024"), "the error names the limit");
-    assert!(client.command(&["INCR", "tallyd:x"]).error().contains("tallyd:"), "the error names what is reserved");
-    assert_eq!(client.number(&["INCR", "tallydx"]), 1, "only the prefix with its colon is reserved");
+    assert!(
+        client
+            .command(&["INCR", &too_long])
+            .error()
+            .contains("1024"),
+        "the error names the limit"
+    );
+    assert!(
+        client
+            .command(&["INCR", "tallyd:x"])
+            .error()
+            .contains("tallyd:"),
+        "the error names what is reserved"
+    );
+    assert_eq!(
+        client.number(&["INCR", "tallydx"]),
+        1,
+        "only the prefix with its colon is reserved"
+    );
     daemon.flush();
     assert_eq!(store.counters().len(), 2);
 }

@@ -34,9 +34,18 @@ fn reads_answer_from_the_view_and_go_through_to_redis_when_cold() {
     assert_eq!(client.number(&["INCRBY", "pending", "3"]), 3);
     assert_eq!(
         client.command(&["MGET", "there", "missing", "pending", "there"]),
-        Value::Array(vec![Value::bulk("7"), Value::Nil, Value::bulk("3"), Value::bulk("7")])
+        Value::Array(vec![
+            Value::bulk("7"),
+            Value::Nil,
+            Value::bulk("3"),
+            Value::bulk("7")
+        ])
     );
-    assert_eq!(client.number(&["EXISTS", "pending"]), 1, "it will exist: it was acknowledged");
+    assert_eq!(
+        client.number(&["EXISTS", "pending"]),
+        1,
+        "it will exist: it was acknowledged"
+    );
     assert_eq!(client.number(&["INCRBY", "there", "10"]), 17);
     assert_eq!(client.number(&["TALLY.PENDING", "there"]), 10);
     assert_eq!(client.number(&["TALLY.PENDING", "missing"]), 0);
@@ -58,7 +67,11 @@ fn a_view_without_loading_counts_from_what_is_pending() {
     assert_eq!(client.number(&["INCR", "k"]), 2);
     daemon.flush();
     assert_eq!(redis.counter("k"), 43);
-    assert_eq!(client.number(&["INCR", "k"]), 44, "the flush has told it the value");
+    assert_eq!(
+        client.number(&["INCR", "k"]),
+        44,
+        "the flush has told it the value"
+    );
 }
 
 #[test]
@@ -70,10 +83,16 @@ fn a_key_of_another_type_is_answered_as_redis_does() {
     let mut client = daemon.client();
     let wrong_type = "WRONGTYPE Operation against a key holding the wrong kind of value";
     assert_eq!(client.command(&["GET", "list"]).error(), wrong_type);
-    assert_eq!(client.command(&["MGET", "list"]), Value::Array(vec![Value::Nil]));
+    assert_eq!(
+        client.command(&["MGET", "list"]),
+        Value::Array(vec![Value::Nil])
+    );
     assert_eq!(client.number(&["EXISTS", "list"]), 1);
     assert_eq!(client.command(&["INCR", "list"]).error(), wrong_type);
-    assert_eq!(client.command(&["INCR", "word"]).error(), "ERR value is not an integer or out of range");
+    assert_eq!(
+        client.command(&["INCR", "word"]).error(),
+        "ERR value is not an integer or out of range"
+    );
     assert_eq!(client.number(&["EXISTS", "word"]), 1);
     // And none of it stands in the way of others.
     assert_eq!(client.number(&["INCR", "fine"]), 1);
@@ -89,7 +108,10 @@ fn an_overflow_is_refused_before_it_is_taken() {
     let daemon = Daemon::builder(redis.url()).flush_interval(NEVER).start();
     let mut client = daemon.client();
     assert_eq!(client.number(&["INCR", "top"]), i64::MAX);
-    assert_eq!(client.command(&["INCR", "top"]).error(), "ERR increment or decrement would overflow");
+    assert_eq!(
+        client.command(&["INCR", "top"]).error(),
+        "ERR increment or decrement would overflow"
+    );
     assert_eq!(client.number(&["GET", "top"]), i64::MAX);
     daemon.flush();
     assert_eq!(redis.counter("top"), i64::MAX);
@@ -117,11 +139,18 @@ fn cold_keys_of_one_pipeline_are_loaded_together() {
     let mut client = daemon.client();
     client.send_raw(&bytes).unwrap();
     for n in 0..1000 {
-        assert_eq!(client.read().unwrap(), Value::Integer(n * 10 + 1), "in order, each its own");
+        assert_eq!(
+            client.read().unwrap(),
+            Value::Integer(n * 10 + 1),
+            "in order, each its own"
+        );
     }
     let calls = redis.command_calls();
     let transactions = calls.get("exec").copied().unwrap_or(0);
-    assert!(transactions <= 50, "1,000 cold keys took {transactions} round trips: {calls:?}");
+    assert!(
+        transactions <= 50,
+        "1,000 cold keys took {transactions} round trips: {calls:?}"
+    );
 }
 
 #[test]
@@ -136,10 +165,17 @@ fn many_clients_that_start_on_the_same_cold_key_see_every_number_once() {
         let clients: Vec<_> = (0..16)
             .map(|_| {
                 let mut client = daemon.client();
-                scope.spawn(move || (0..200).map(|_| client.number(&["INCR", "ids"])).collect::<Vec<_>>())
+                scope.spawn(move || {
+                    (0..200)
+                        .map(|_| client.number(&["INCR", "ids"]))
+                        .collect::<Vec<_>>()
+                })
             })
             .collect();
-        clients.into_iter().flat_map(|c| c.join().unwrap()).collect()
+        clients
+            .into_iter()
+            .flat_map(|c| c.join().unwrap())
+            .collect()
     });
     all.sort_unstable();
     assert_eq!(all, (1001..=1000 + 3200).collect::<Vec<_>>());

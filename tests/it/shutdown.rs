@@ -12,7 +12,11 @@ use crate::support::wait_until;
 #[track_caller]
 fn assert_exact(redis: &RedisServer, counted: &[Counted]) {
     for client in counted {
-        assert_eq!(redis.counter(&client.key), client.acknowledged, "{client:?}");
+        assert_eq!(
+            redis.counter(&client.key),
+            client.acknowledged,
+            "{client:?}"
+        );
     }
 }
 
@@ -70,7 +74,11 @@ fn idle_subscribed_and_half_way_clients_do_not_hold_up_a_stop() {
     assert_eq!(daemon.term().code(), Some(0));
     assert_eq!(idle.read_to_end().unwrap(), b"", "the connection is closed");
     assert_eq!(redis.counter("idle"), 3);
-    assert_eq!(redis.counter("queued"), 0, "a transaction without EXEC is nothing");
+    assert_eq!(
+        redis.counter("queued"),
+        0,
+        "a transaction without EXEC is nothing"
+    );
 }
 
 #[test]
@@ -108,7 +116,11 @@ fn a_stop_while_redis_is_away_ends_in_time_and_the_next_start_has_the_rest() {
     daemon.flush();
     assert_eq!(client.number(&["INCRBY", "rest", "7"]), 12);
     redis.kill9();
-    assert_eq!(daemon.term().code(), Some(0), "the journal keeps what is left");
+    assert_eq!(
+        daemon.term().code(),
+        Some(0),
+        "the journal keeps what is left"
+    );
     redis.restart();
     assert_eq!(redis.counter("rest"), 5);
     daemon.restart();
@@ -120,7 +132,10 @@ fn a_stop_while_redis_is_away_ends_in_time_and_the_next_start_has_the_rest() {
 #[test]
 fn a_second_signal_ends_a_stop_at_once() {
     let mut redis = RedisServer::start(&[]);
-    let mut daemon = Daemon::builder(redis.url()).flush_interval(NEVER).set("shutdown.timeout", "10m").start();
+    let mut daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("shutdown.timeout", "10m")
+        .start();
     let mut client = daemon.client();
     assert_eq!(client.number(&["INCR", "patience"]), 1);
     redis.pause();
@@ -134,5 +149,8 @@ fn a_second_signal_ends_a_stop_at_once() {
     daemon.restart();
     daemon.flush();
     assert_eq!(redis.counter("patience"), 1);
-    assert_eq!(daemon.client().command(&["PING"]), Value::Status("PONG".into()));
+    assert_eq!(
+        daemon.client().command(&["PING"]),
+        Value::Status("PONG".into())
+    );
 }

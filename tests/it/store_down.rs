@@ -24,7 +24,11 @@ fn increments_and_reads_go_on_while_redis_is_down_and_arrive_afterwards() {
     daemon.flush();
     redis.kill9();
     for n in 101..=150 {
-        assert_eq!(client.number(&["INCR", "known"]), n, "the last known value and what is pending");
+        assert_eq!(
+            client.number(&["INCR", "known"]),
+            n,
+            "the last known value and what is pending"
+        );
     }
     assert_eq!(client.number(&["GET", "known"]), 150);
     assert_eq!(client.number(&["TALLY.PENDING", "known"]), 50);
@@ -60,7 +64,11 @@ fn increments_go_on_while_redis_does_not_answer_and_are_applied_once() {
         let before = client.number(&["INCR", "warm"]);
         assert_eq!(client.number(&["INCR", "warm"]), before + 1);
         assert_eq!(client.number(&["GET", "warm"]), before + 1);
-        assert_eq!(client.number(&["INCR", &format!("cold:{round}")]), 1, "after load_timeout, from what is pending");
+        assert_eq!(
+            client.number(&["INCR", &format!("cold:{round}")]),
+            1,
+            "after load_timeout, from what is pending"
+        );
         load.wait_acknowledged(3000);
         redis.resume();
         let counted = load.stop();
@@ -90,14 +98,25 @@ fn after_redis_lost_its_data_increments_go_on_and_nothing_counts_twice() {
     client.command(&["INCRBY", "lost", "5"]);
     daemon.flush();
     let value = redis.counter("lost");
-    assert!((12..=112).contains(&value), "{value}: 12 were pending, 112 acknowledged in all");
-    assert!([12, 112].contains(&value), "{value}: a batch is replayed as a whole or not at all");
+    assert!(
+        (12..=112).contains(&value),
+        "{value}: 12 were pending, 112 acknowledged in all"
+    );
+    assert!(
+        [12, 112].contains(&value),
+        "{value}: a batch is replayed as a whole or not at all"
+    );
     client.command(&["INCRBY", "lost", "1"]);
     daemon.flush();
     assert_eq!(redis.counter("lost"), value + 1);
-    wait_until("the view follows what the store has", || client.number(&["GET", "lost"]) == value + 1);
+    wait_until("the view follows what the store has", || {
+        client.number(&["GET", "lost"]) == value + 1
+    });
     let log = daemon.log().to_lowercase();
-    assert!(log.contains("warn") || log.contains("error"), "it says loudly what happened:\n{log}");
+    assert!(
+        log.contains("warn") || log.contains("error"),
+        "it says loudly what happened:\n{log}"
+    );
 }
 
 #[test]
@@ -127,14 +146,20 @@ fn increments_wait_out_a_redis_that_refuses_to_write() {
     let mut client = daemon.client();
     let refusals: [(&[&str], &[&str]); 3] = [
         // OOM
-        (&["CONFIG", "SET", "maxmemory", "1"], &["CONFIG", "SET", "maxmemory", "0"]),
+        (
+            &["CONFIG", "SET", "maxmemory", "1"],
+            &["CONFIG", "SET", "maxmemory", "0"],
+        ),
         // NOREPLICAS
         (
             &["CONFIG", "SET", "min-replicas-to-write", "1"],
             &["CONFIG", "SET", "min-replicas-to-write", "0"],
         ),
         // READONLY: it follows a master that does not exist.
-        (&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"]),
+        (
+            &["REPLICAOF", "127.0.0.1", "1"],
+            &["REPLICAOF", "NO", "ONE"],
+        ),
     ];
     let mut total = 0;
     for (begin, end) in refusals {
@@ -145,7 +170,10 @@ fn increments_wait_out_a_redis_that_refuses_to_write() {
         }
         // It has tried, and was refused.
         let reply = client.command(&["TALLY.FLUSH", "300"]);
-        assert!(matches!(reply, Value::Error(_)), "nothing can be in the store: {reply:?}");
+        assert!(
+            matches!(reply, Value::Error(_)),
+            "nothing can be in the store: {reply:?}"
+        );
         assert_eq!(redis.cli(end), Value::ok());
         daemon.flush();
         assert_eq!(redis.counter("refused"), total);
@@ -163,7 +191,10 @@ fn rejected(daemon: &Daemon) -> Vec<Json> {
 #[test]
 fn a_key_that_cannot_be_incremented_is_set_aside_and_the_others_arrive() {
     let redis = RedisServer::start(&[]);
-    let daemon = Daemon::builder(redis.url()).flush_interval(NEVER).set("reply.cold", "delta").start();
+    let daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("reply.cold", "delta")
+        .start();
     let mut client = daemon.client();
     redis.cli(&["LPUSH", "a-list", "x"]);
     redis.cli(&["SET", "a-word", "hello"]);
@@ -176,7 +207,9 @@ fn a_key_that_cannot_be_incremented_is_set_aside_and_the_others_arrive() {
     }
     // Whether it calls that a success is its own affair; afterwards all else is in the store.
     client.command(&["TALLY.FLUSH", "20000"]);
-    let good: Vec<_> = (0..200).map(|n| redis.counter(format!("good:{n}"))).collect();
+    let good: Vec<_> = (0..200)
+        .map(|n| redis.counter(format!("good:{n}")))
+        .collect();
     assert_eq!(good, [2; 200]);
     assert_eq!(redis.cli(&["LLEN", "a-list"]), Value::Integer(1));
     assert_eq!(redis.cli(&["GET", "a-word"]), Value::bulk("hello"));
@@ -184,7 +217,11 @@ fn a_key_that_cannot_be_incremented_is_set_aside_and_the_others_arrive() {
 
     let rejected = rejected(&daemon);
     assert_eq!(rejected.len(), 3, "{rejected:?}");
-    for (key, reason) in [("a-list", "WRONGTYPE"), ("a-word", "not an integer"), ("full", "overflow")] {
+    for (key, reason) in [
+        ("a-list", "WRONGTYPE"),
+        ("a-word", "not an integer"),
+        ("full", "overflow"),
+    ] {
         let line = rejected
             .iter()
             .find(|line| line["key"] == key)
@@ -205,7 +242,10 @@ fn a_user_who_may_not_write_one_key_still_gets_the_others_in() {
     let acl = "ACL SETUSER tally on >pw resetkeys ~ok:* ~tallyd:* allchannels +@all";
     assert_eq!(redis.cli(&acl.split(' ').collect::<Vec<_>>()), Value::ok());
     let url = format!("redis://tally:pw@{}", redis.address());
-    let daemon = Daemon::builder(url).flush_interval(NEVER).set("reply.cold", "delta").start();
+    let daemon = Daemon::builder(url)
+        .flush_interval(NEVER)
+        .set("reply.cold", "delta")
+        .start();
     let mut client = daemon.client();
     client.command(&["INCRBY", "ok:1", "4"]);
     client.command(&["INCRBY", "forbidden", "5"]);
@@ -214,7 +254,10 @@ fn a_user_who_may_not_write_one_key_still_gets_the_others_in() {
     assert_eq!(redis.counter("forbidden"), 0);
     let rejected = rejected(&daemon);
     assert_eq!(rejected.len(), 1, "{rejected:?}");
-    assert_eq!((&rejected[0]["key"], &rejected[0]["delta"]), (&"forbidden".into(), &5.into()));
+    assert_eq!(
+        (&rejected[0]["key"], &rejected[0]["delta"]),
+        (&"forbidden".into(), &5.into())
+    );
     assert!(!daemon.log().contains("pw@"), "a password in the log");
 }
 
@@ -228,7 +271,11 @@ fn a_flush_that_does_not_end_in_time_says_so() {
     client.set_limit(Duration::from_secs(20));
     let reply = client.command(&["TALLY.FLUSH", "200"]);
     assert!(matches!(reply, Value::Error(_)), "{reply:?}");
-    assert_eq!(client.number(&["INCR", "slow"]), 2, "the connection goes on");
+    assert_eq!(
+        client.number(&["INCR", "slow"]),
+        2,
+        "the connection goes on"
+    );
     redis.resume();
     daemon.flush();
     assert_eq!(redis.counter("slow"), 2);

@@ -32,7 +32,7 @@ impl Settings {
     }
 
     /// One key of the configuration by its name in the documentation: `.set("flush.max_keys", 10)`.
-    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+    pub fn set(mut self, key: &str, value: impl std::fmt::Display) -> Self {
         let name = format!("TALLYD_{}", key.replace('.', "__").to_uppercase());
         self.env.push((name, value.to_string()));
         self
@@ -72,8 +72,14 @@ impl Settings {
     fn prepare(self) -> Daemon {
         let dir = TempDir::with_prefix("tallyd-").expect("a temporary directory");
         Daemon {
-            socket: self.socket.clone().unwrap_or_else(|| dir.path().join("tallyd.sock")),
-            state_dir: self.state_dir.clone().unwrap_or_else(|| dir.path().join("state")),
+            socket: self
+                .socket
+                .clone()
+                .unwrap_or_else(|| dir.path().join("tallyd.sock")),
+            state_dir: self
+                .state_dir
+                .clone()
+                .unwrap_or_else(|| dir.path().join("state")),
             settings: self,
             dir,
             child: None,
@@ -158,7 +164,10 @@ impl Daemon {
                 self.child = None;
                 panic!("the daemon gave up ({status})");
             }
-            assert!(begin.elapsed() < LIMIT, "the daemon's socket does not answer");
+            assert!(
+                begin.elapsed() < LIMIT,
+                "the daemon's socket does not answer"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -188,7 +197,10 @@ impl Daemon {
     /// Seals now and waits until the store has all that was pending.
     #[track_caller]
     pub fn flush(&self) {
-        assert_eq!(self.client().command(&["TALLY.FLUSH", "50000"]), Value::ok());
+        assert_eq!(
+            self.client().command(&["TALLY.FLUSH", "50000"]),
+            Value::ok()
+        );
     }
 
     /// Sends a signal.

@@ -55,7 +55,9 @@ impl Load {
     /// Waits until so many increments were acknowledged, over all clients.
     #[track_caller]
     pub fn wait_acknowledged(&self, count: i64) {
-        wait_until("the load gets through", || self.acknowledged.load(Ordering::Relaxed) >= count);
+        wait_until("the load gets through", || {
+            self.acknowledged.load(Ordering::Relaxed) >= count
+        });
     }
 
     /// Ends the load in order: what was sent is answered.
@@ -70,7 +72,11 @@ impl Load {
     pub fn join(self) -> Vec<Counted> {
         self.workers
             .into_iter()
-            .map(|worker| worker.join().expect("a client was answered with an error, or out of order"))
+            .map(|worker| {
+                worker
+                    .join()
+                    .expect("a client was answered with an error, or out of order")
+            })
             .collect()
     }
 }

@@ -7,8 +7,9 @@ pub mod proxy;
 pub mod redis;
 pub mod resp;
 
+use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -63,4 +64,33 @@ fn wait_exit(child: &mut Child, limit: Duration, what: &str) -> ExitStatus {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Runs a program to its end, within the limit, and gives it `input`: how it exited, and all that
+/// it wrote.
+#[track_caller]
+pub fn finish(command: &mut Command, input: &[u8]) -> (ExitStatus, String) {
+    // Files, not pipes: nothing to drain while waiting.
+    let mut stdin = tempfile::tempfile().expect("a temporary file");
+    stdin
+        .write_all(input)
+        .and_then(|()| stdin.rewind())
+        .expect("room for the input");
+    let mut output = tempfile::tempfile().expect("a temporary file");
+    let same = |file: &std::fs::File| Stdio::from(file.try_clone().expect("a descriptor"));
+    let mut child = command
+        .stdin(stdin)
+        .stdout(same(&output))
+        .stderr(same(&output))
+        .spawn()
+        .unwrap_or_else(|error| {
+            panic!("{command:?}: {error}; tests/run installs what the tests need")
+        });
+    let status = wait_exit(&mut child, LIMIT, &format!("{command:?}"));
+    let mut bytes = Vec::new();
+    output
+        .rewind()
+        .and_then(|()| output.read_to_end(&mut bytes))
+        .expect("our own file");
+    (status, String::from_utf8_lossy(&bytes).into_owned())
 }

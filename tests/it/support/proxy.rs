@@ -56,7 +56,11 @@ impl State {
     fn draw_next_cut(&mut self) {
         if let Some((rng, range)) = &mut self.random {
             let (requests, bytes) = (rng.bool(), rng.u64(0..*range));
-            let way = if requests { &mut self.requests } else { &mut self.replies };
+            let way = if requests {
+                &mut self.requests
+            } else {
+                &mut self.replies
+            };
             way.until_cut = Some(bytes);
         }
     }
@@ -86,7 +90,9 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no pump panics while it holds the lock")
+        self.state
+            .lock()
+            .expect("no pump panics while it holds the lock")
     }
 }
 
@@ -223,7 +229,9 @@ fn accept(listener: &TcpListener, upstream: SocketAddr, shared: &Arc<Shared>) {
             continue;
         }
         // While Redis is down the daemon sees its connection close, as it would see a refusal.
-        let Ok(store) = TcpStream::connect(upstream) else { continue };
+        let Ok(store) = TcpStream::connect(upstream) else {
+            continue;
+        };
         let same = |s: &TcpStream| {
             s.set_nodelay(true).expect("a TCP socket");
             s.try_clone().expect("a descriptor")
@@ -259,7 +267,10 @@ fn pump(shared: &Shared, index: usize, direction: Direction, mut from: TcpStream
         let concerned = |s: &State| s.only.is_none() || s.connections[index].marked;
         state.holding += 1;
         while index < state.way(direction).held_below && concerned(&state) && !state.closed {
-            state = shared.changed.wait(state).expect("no pump panics while it holds the lock");
+            state = shared
+                .changed
+                .wait(state)
+                .expect("no pump panics while it holds the lock");
         }
         state.holding -= 1;
         let faulty = concerned(&state);
@@ -295,7 +306,9 @@ fn pump(shared: &Shared, index: usize, direction: Direction, mut from: TcpStream
 
 /// Notes whether the connection has now sent what faults are limited to.
 fn mark(state: &mut State, index: usize, tail: &mut Vec<u8>, bytes: &[u8]) {
-    let Some(pattern) = state.only.clone() else { return };
+    let Some(pattern) = state.only.clone() else {
+        return;
+    };
     tail.extend_from_slice(bytes);
     if tail.windows(pattern.len()).any(|window| window == pattern) {
         state.connections[index].marked = true;
@@ -323,16 +336,28 @@ mod tests {
 
         proxy.cut_after(Direction::Requests, request.len() as u64 - 1);
         assert!(through(&proxy).try_command(&["INCR", "k"]).is_err());
-        assert_eq!(redis.counter("k"), 0, "a request without its last byte does nothing");
+        assert_eq!(
+            redis.counter("k"),
+            0,
+            "a request without its last byte does nothing"
+        );
 
         proxy.cut_after(Direction::Replies, 2);
         let mut client = through(&proxy);
         client.send_raw(&request).unwrap();
-        assert_eq!(client.read_to_end().unwrap(), b":1", "of the reply only two bytes pass");
+        assert_eq!(
+            client.read_to_end().unwrap(),
+            b":1",
+            "of the reply only two bytes pass"
+        );
         assert_eq!(redis.counter("k"), 1, "the request itself was whole");
         assert_eq!(proxy.cuts(), 2);
 
-        assert_eq!(through(&proxy).number(&["INCR", "k"]), 2, "a cut happens once");
+        assert_eq!(
+            through(&proxy).number(&["INCR", "k"]),
+            2,
+            "a cut happens once"
+        );
     }
 
     #[test]
@@ -347,7 +372,11 @@ mod tests {
         client.send(&["INCR", "late"]).unwrap();
         wait_until("the bytes are held", || proxy.holding() == 1);
         assert_eq!(other.command(&["PING"]), Value::Status("PONG".into()));
-        assert_eq!(through(&proxy).number(&["INCR", "new"]), 1, "a new connection is not held");
+        assert_eq!(
+            through(&proxy).number(&["INCR", "new"]),
+            1,
+            "a new connection is not held"
+        );
         drop(client);
         assert_eq!(redis.counter("late"), 0);
         proxy.release(Direction::Requests);
@@ -361,7 +390,9 @@ mod tests {
         let mut client = through(&proxy);
         proxy.swallow(Direction::Replies);
         client.send(&["INCR", "k"]).unwrap();
-        wait_until("Redis has answered", || proxy.passed(Direction::Replies) > 0);
+        wait_until("Redis has answered", || {
+            proxy.passed(Direction::Replies) > 0
+        });
         assert_eq!(redis.counter("k"), 1);
         proxy.cut_daemon_side();
         assert!(client.read().is_err());

@@ -188,14 +188,6 @@ impl RedisServer {
         self.command_calls().get(command).copied().unwrap_or(0)
     }
 
-    /// Stops it in order, so that what it keeps on disk is complete.
-    pub fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            signal(&child, Signal::TERM);
-            wait_exit(&mut child, LIMIT, "redis-server");
-        }
-    }
-
     /// Kills it.
     pub fn kill9(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -208,7 +200,11 @@ impl RedisServer {
     #[track_caller]
     pub fn restart(&mut self) {
         self.kill9();
-        assert!(self.try_spawn(), "redis-server does not start again:\n{}", self.log());
+        assert!(
+            self.try_spawn(),
+            "redis-server does not start again:\n{}",
+            self.log()
+        );
     }
 
     /// Stops the process in its tracks: connections stay open, nothing is answered.

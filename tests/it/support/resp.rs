@@ -55,7 +55,9 @@ impl Value {
     #[track_caller]
     pub fn text(&self) -> String {
         match self {
-            Self::Bulk(bytes) | Self::Verbatim(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Self::Bulk(bytes) | Self::Verbatim(bytes) => {
+                String::from_utf8_lossy(bytes).into_owned()
+            }
             Self::Status(text) => text.clone(),
             _ => panic!("a string was expected, not {self:?}"),
         }
@@ -84,7 +86,10 @@ impl Value {
     pub fn fields(&self) -> BTreeMap<String, Value> {
         match self {
             Self::Map(pairs) => pairs.iter().map(|(k, v)| (k.text(), v.clone())).collect(),
-            Self::Array(flat) => flat.chunks(2).map(|pair| (pair[0].text(), pair[1].clone())).collect(),
+            Self::Array(flat) => flat
+                .chunks(2)
+                .map(|pair| (pair[0].text(), pair[1].clone()))
+                .collect(),
             _ => panic!("a map was expected, not {self:?}"),
         }
     }
@@ -135,8 +140,12 @@ impl Stream {
 
     fn set_limits(&self, limit: Duration) {
         match self {
-            Self::Unix(s) => s.set_read_timeout(Some(limit)).and_then(|()| s.set_write_timeout(Some(limit))),
-            Self::Tcp(s) => s.set_read_timeout(Some(limit)).and_then(|()| s.set_write_timeout(Some(limit))),
+            Self::Unix(s) => s
+                .set_read_timeout(Some(limit))
+                .and_then(|()| s.set_write_timeout(Some(limit))),
+            Self::Tcp(s) => s
+                .set_read_timeout(Some(limit))
+                .and_then(|()| s.set_write_timeout(Some(limit))),
         }
         .expect("a limit that is not zero");
     }
@@ -226,7 +235,10 @@ impl Client {
         match self.try_command(args) {
             Ok(value) => value,
             Err(error) => {
-                let words: Vec<_> = args.iter().map(|a| String::from_utf8_lossy(a.as_ref())).collect();
+                let words: Vec<_> = args
+                    .iter()
+                    .map(|a| String::from_utf8_lossy(a.as_ref()))
+                    .collect();
                 panic!("{}: {error}", words.join(" "))
             }
         }
@@ -243,7 +255,10 @@ impl Client {
         let line = self.line()?;
         let (kind, rest) = line.split_first().ok_or_else(|| broken("an empty line"))?;
         let text = String::from_utf8_lossy(rest).into_owned();
-        let number = || -> io::Result<i64> { text.parse().map_err(|_| broken(&format!("a length {text:?}"))) };
+        let number = || -> io::Result<i64> {
+            text.parse()
+                .map_err(|_| broken(&format!("a length {text:?}")))
+        };
         Ok(match kind {
             b'+' => Value::Status(text),
             b'-' => Value::Error(text),
@@ -256,7 +271,9 @@ impl Client {
                 Ok(len) => Value::Bulk(self.exact(len)?),
                 Err(_) => Value::Nil,
             },
-            b'!' => Value::Error(String::from_utf8_lossy(&self.exact(number()? as usize)?).into_owned()),
+            b'!' => {
+                Value::Error(String::from_utf8_lossy(&self.exact(number()? as usize)?).into_owned())
+            }
             b'=' => Value::Verbatim(self.exact(number()? as usize)?.split_off(4)),
             b'*' => match usize::try_from(number()?) {
                 Ok(len) => Value::Array(self.several(len)?),
@@ -304,7 +321,10 @@ impl Client {
                 let end = searched + at;
                 let line = self.buffer[self.start..end].to_vec();
                 self.start = end + 1;
-                return line.strip_suffix(b"\r").map(<[u8]>::to_vec).ok_or_else(|| broken("a line without CR"));
+                return line
+                    .strip_suffix(b"\r")
+                    .map(<[u8]>::to_vec)
+                    .ok_or_else(|| broken("a line without CR"));
             }
             let unread = self.buffer.len() - self.start;
             self.need_more()?;
@@ -349,5 +369,8 @@ impl Client {
 }
 
 fn broken(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("not the protocol: {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("not the protocol: {what}"),
+    )
 }
