@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod flush;
+pub mod ingest;
 pub mod journal;
 pub mod stats;
 pub mod store;

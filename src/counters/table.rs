@@ -41,6 +41,8 @@ pub struct Op {
     pub len: u32,
     /// What to do.
     pub kind: Kind,
+    /// Whether nobody waits for the answer.
+    pub quiet: bool,
     /// For [`Kind::Add`].
     pub amount: i64,
     /// Filled in by [`Table::apply`].
@@ -56,6 +58,7 @@ impl Op {
             start: start as u32,
             len: len as u32,
             kind,
+            quiet: false,
             amount,
             answer: Answer::Missing,
             tag: 0,
@@ -121,6 +124,8 @@ pub struct View {
     pub known: bool,
     /// Whether the key exists.
     pub exists: bool,
+    /// What the store holds instead of a counter.
+    pub bad: Option<BadValue>,
 }
 
 /// Bounds, in bytes.
@@ -255,6 +260,7 @@ impl Table {
                 clock: entry.clock,
                 known: entry.has(KNOWN),
                 exists: entry.has(EXISTS),
+                bad: bad_value(entry),
             }
         })
     }
@@ -276,6 +282,22 @@ impl Table {
             entry.flags |= KNOWN | EXISTS;
             entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
         }
+    }
+
+    /// Undoes an add whose key turned out to hold no counter: the opposite amount is recorded, so
+    /// that what the client was refused is never sent. `false`: it could not be recorded.
+    pub fn take_back(&mut self, key: &[u8], amount: i64, recorder: &mut impl Recorder) -> bool {
+        let at = self.find(key, self.tag(key));
+        let Some(opposite) = amount.checked_neg() else { return false };
+        if at == NONE {
+            return false;
+        }
+        let entry = &mut self.entries[at as usize];
+        let bad = entry.flags & (WRONG_TYPE | NOT_INTEGER);
+        entry.flags &= !bad;
+        let answer = add(entry, key, opposite, recorder.epoch(), recorder);
+        entry.flags |= bad;
+        matches!(answer, Answer::Value(_) | Answer::Cold(_))
     }
 
     /// A delta that is in a journal, not in the store, is pending (again). Limits do not apply:

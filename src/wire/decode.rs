@@ -93,6 +93,17 @@ impl Decoder {
         Ok(step)
     }
 
+    /// Where argument `index` of the command just decoded lies in its input; `None` for an inline
+    /// command, whose arguments are copies, and for an argument that is not there.
+    pub fn place(&self, index: usize) -> Option<Range<usize>> {
+        if self.inline.is_some() { None } else { self.args.get(index).cloned() }
+    }
+
+    /// Whether the last call to `decode` ended amid a command.
+    pub fn is_amid(&self) -> bool {
+        self.at > 0 || self.missing.is_some()
+    }
+
     /// The arguments of the command just decoded from `input`, its name first.
     pub fn args<'a>(&'a self, input: &'a [u8]) -> Args<'a> {
         Args { bytes: self.inline.as_deref().unwrap_or(input), ranges: &self.args }
