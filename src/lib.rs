@@ -1,3 +1,4 @@
 //! tallyd: a local daemon that takes high-write counters off Redis.
 
+pub mod config;
 pub mod store;
