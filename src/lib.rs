@@ -1,4 +1,6 @@
 //! tallyd: a local daemon that takes high-write counters off Redis.
 
+pub mod cli;
 pub mod config;
+pub mod log;
 pub mod store;
