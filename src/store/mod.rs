@@ -105,7 +105,11 @@ impl FromStr for Token {
             batch: batch.parse().map_err(|_| NotAToken)?,
             run: RunId(u64::from_str_radix(run, 16).map_err(|_| NotAToken)?),
         };
-        if token.to_string() == text { Ok(token) } else { Err(NotAToken) }
+        if token.to_string() == text {
+            Ok(token)
+        } else {
+            Err(NotAToken)
+        }
     }
 }
 
@@ -288,9 +292,5 @@ pub trait Lane: Send + 'static {
     /// Applies batch number `batch`, whose predecessor the token must name (a number that does
     /// not follow is refused as a whole, with [`StoreError::Protocol`]: a mistake of the caller).
     /// A batch that names one key twice is applied twice, as one would expect.
-    fn apply(
-        &mut self,
-        batch: u64,
-        deltas: &[Delta<'_>],
-    ) -> impl Future<Output = Outcome> + Send;
+    fn apply(&mut self, batch: u64, deltas: &[Delta<'_>]) -> impl Future<Output = Outcome> + Send;
 }

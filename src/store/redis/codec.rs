@@ -242,7 +242,8 @@ mod tests {
 
     #[test]
     fn any_split_gives_the_same_replies() {
-        let bytes = b"+OK\r\n+QUEUED\r\n-ERR no\r\n:-9223372036854775808\r\n:9223372036854775807\r\n\
+        let bytes =
+            b"+OK\r\n+QUEUED\r\n-ERR no\r\n:-9223372036854775808\r\n:9223372036854775807\r\n\
             *2\r\n$5\r\na\r\nbc\r\n$-1\r\n*-1\r\n*0\r\n$0\r\n\r\n+\r\n";
         let whole = replies(bytes, bytes.len()).unwrap();
         assert_eq!(whole.len(), 12);

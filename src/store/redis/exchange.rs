@@ -175,7 +175,7 @@ impl Wire {
             // Before the first byte, because a connection that the server has closed meanwhile is
             // then found while it is still certain that nothing was applied.
             if !self.input.is_empty() || self.poll_fill(cx)?.is_ready() {
-                return Poll::Ready(Err(self.protocol("bytes that nothing asked for")));
+                return Poll::Ready(Err(self.unasked()));
             }
         }
         if state.broken_write.is_none()
@@ -207,6 +207,16 @@ impl Wire {
             Some(error) => Poll::Ready(Err(error)),
             None => Poll::Pending,
         }
+    }
+
+    /// What to make of bytes that came before anything was sent. A server that takes no more
+    /// clients says so unasked.
+    fn unasked(&mut self) -> StoreError {
+        let said = match self.input.next_reply() {
+            Ok(Some(Reply::Error(message))) => String::from_utf8_lossy(message).into_owned(),
+            _ => return self.protocol("bytes that nothing asked for"),
+        };
+        self.refused(said)
     }
 
     fn malformed(&self, malformed: &Malformed) -> StoreError {

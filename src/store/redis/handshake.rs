@@ -53,8 +53,8 @@ impl Script {
             (None, Some(password)) => Some(self.add(&[b"AUTH", password.as_bytes()])),
             _ => None,
         };
-        let select = (login.db() != 0)
-            .then(|| self.add(&[b"SELECT", login.db().to_string().as_bytes()]));
+        let select =
+            (login.db() != 0).then(|| self.add(&[b"SELECT", login.db().to_string().as_bytes()]));
         Login { auth, select }
     }
 

@@ -149,8 +149,7 @@ impl Shared {
             }
             None => return Err(self.protocol("no clock".to_owned())),
         };
-        let clock =
-            clock.map_err(|_| self.protocol(format!("key {} is negative", clock_key())))?;
+        let clock = clock.map_err(|_| self.protocol(format!("key {} is negative", clock_key())))?;
         let values: Vec<_> = values.into_iter().map(integer).collect();
         // A server that refuses everything for now has said so for each key.
         if let Some(Err(KeyError::Retry(message))) = values.first() {
