@@ -1,1 +1,7 @@
-fn main() {}
+//! The daemon's program: the library does everything.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tallyd::cli::run(std::env::args_os()).into()
+}

@@ -6,12 +6,26 @@
 //! Invariants:
 //! 1. A batch is applied as a whole together with the token and the clock, or not at all.
 //! 2. An answer that did not arrive is [`Outcome::Unknown`]: only the token can tell what became of it.
-//! 3. After `Unknown` a lane is dropped, never used again.
+//! 3. After anything but `Applied` a lane is dropped, never used again.
+
+pub mod embedded;
+pub mod redis;
 
 use std::fmt;
 use std::future::Future;
+use std::str::FromStr;
 
 use bytes::Bytes;
+
+/// The key that every transaction increments: its value orders all batches of all nodes.
+pub fn clock_key() -> &'static str {
+    "tallyd:clock"
+}
+
+/// The key that holds the number of `node`'s last applied batch, and who applied it.
+pub fn token_key(node: NodeId) -> String {
+    format!("tallyd:token:{node}")
+}
 
 /// A signed amount for one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +75,44 @@ pub struct Token {
     pub run: RunId,
 }
 
+impl Token {
+    /// Whether batch number `batch` is the one that comes after what `seen` names. Where there is
+    /// no token, any number may come: only the caller knows how far its node had counted.
+    fn precedes(seen: Option<Self>, batch: u64) -> bool {
+        seen.is_none_or(|token| token.batch.checked_add(1) == Some(batch))
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.batch, self.run)
+    }
+}
+
+/// A text that is no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not of the form \"<batch> <run>\"")]
+pub struct NotAToken;
+
+impl FromStr for Token {
+    type Err = NotAToken;
+
+    /// Takes only what [`Display`](fmt::Display) writes, so that a token somebody edited is
+    /// noticed instead of being read as something near it.
+    fn from_str(text: &str) -> Result<Self, NotAToken> {
+        let (batch, run) = text.split_once(' ').ok_or(NotAToken)?;
+        let token = Self {
+            batch: batch.parse().map_err(|_| NotAToken)?,
+            run: RunId(u64::from_str_radix(run, 16).map_err(|_| NotAToken)?),
+        };
+        if token.to_string() == text {
+            Ok(token)
+        } else {
+            Err(NotAToken)
+        }
+    }
+}
+
 /// What a new lane finds in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
@@ -91,7 +143,8 @@ pub enum Outcome {
     Applied {
         /// In the order of the deltas: the value after it, or why this key alone was refused.
         values: Vec<Result<i64, KeyError>>,
-        /// The clock that this batch was given.
+        /// The clock that this batch was given; 0 where the server refused to move the clock
+        /// though it took the keys, which only at-least-once delivery can meet.
         clock: u64,
     },
     /// Nothing of it is in the store, for certain.
@@ -137,7 +190,8 @@ pub enum KeyError {
     /// The user may not touch this key.
     #[error("{0}")]
     NoPermission(String),
-    /// Only with `at-least-once`: this key was not taken for a reason that may pass (OOM ...).
+    /// This key was not taken for a reason that may pass (OOM ...). With exactly-once such a
+    /// reason stops the whole transaction instead ([`Refusal::Whole`]).
     #[error("{0}")]
     Retry(String),
     /// Anything else that concerns this key alone, in the server's words.
@@ -182,9 +236,18 @@ pub enum StoreError {
         message: String,
     },
     /// The embedded database failed.
-    #[error("embedded store: {0}")]
-    Embedded(String),
+    #[error("embedded store {path}")]
+    Embedded {
+        /// The database's file.
+        path: String,
+        /// What the database said.
+        #[source]
+        source: Box<redb::Error>,
+    },
 }
+
+/// The most keys that one [`Store::read`] may ask for; beyond it `read` fails.
+pub const READ_KEYS_MAX: usize = 1_000;
 
 /// A store of counters.
 pub trait Store: Send + Sync + 'static {
@@ -198,7 +261,8 @@ pub trait Store: Send + Sync + 'static {
     /// Any [`StoreError`]; the caller retries with back-off.
     fn connect(&self) -> impl Future<Output = Result<(Self::Lane, Standing), StoreError>> + Send;
 
-    /// Reads values and the clock in one moment.
+    /// Reads values and the clock in one moment. At most [`READ_KEYS_MAX`] keys: more would hold
+    /// up everybody else's commands for the length of the transaction.
     ///
     /// # Errors
     /// Any [`StoreError`]; an error of one key is in the reading.
@@ -212,15 +276,21 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// One exclusive connection with one batch in flight at most.
+///
+/// Anything but [`Outcome::Applied`] and [`Claim::Claimed`] spends the lane: it is dropped, and a
+/// new one is connected. A spent lane refuses everything without touching the store.
+///
+/// # Cancel safety
+/// None: a future of `claim` or `apply` that is dropped before its end leaves the lane spent, and
+/// the batch is [`Outcome::Unknown`].
 pub trait Lane: Send + 'static {
     /// Signs the token with this run, leaving its batch number at `batch` (creating it if absent).
     /// Fences off whatever an earlier connection of this node may still have under way.
+    /// At-least-once delivery has no token: there it is always `Claimed`, and nothing is sent.
     fn claim(&mut self, batch: u64) -> impl Future<Output = Claim> + Send;
 
-    /// Applies batch number `batch`, whose predecessor the token must name.
-    fn apply(
-        &mut self,
-        batch: u64,
-        deltas: &[Delta<'_>],
-    ) -> impl Future<Output = Outcome> + Send;
+    /// Applies batch number `batch`, whose predecessor the token must name (a number that does
+    /// not follow is refused as a whole, with [`StoreError::Protocol`]: a mistake of the caller).
+    /// A batch that names one key twice is applied twice, as one would expect.
+    fn apply(&mut self, batch: u64, deltas: &[Delta<'_>]) -> impl Future<Output = Outcome> + Send;
 }

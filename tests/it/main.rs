@@ -16,3 +16,7 @@ mod publish;
 mod reads;
 mod shutdown;
 mod store_down;
+mod store_embedded;
+mod store_redis;
+mod store_redis_faults;
+mod store_support;

@@ -1,0 +1,142 @@
+//! The command line. Doc comments on its parts are the help that users read.
+
+// So they are shown as they are, and backticks would be too.
+#![allow(clippy::doc_markdown)]
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Flags;
+
+/// Takes high-write counters off Redis: adds increments up in memory, durably, and flushes one
+/// INCRBY per key.
+#[derive(Debug, Parser)]
+#[command(name = "tallyd", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    Run(ConfigArgs),
+    /// Print the effective configuration, secrets masked; exit with 78 if it is wrong
+    Check(ConfigArgs),
+    /// Count in a temporary directory and compare the totals; no Redis needed
+    Demo(DemoArgs),
+    /// Look into a journal
+    #[command(subcommand)]
+    Journal(JournalCommand),
+}
+
+/// Flags that set what the configuration file sets too.
+#[derive(Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// The configuration file [default: /etc/tallyd/tallyd.toml, if it is there]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Where the journal and the embedded store are kept (node.state_dir)
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<String>,
+    /// The Unix socket that applications connect to (listen.socket)
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<String>,
+    /// The store: embedded, redis://, rediss:// or redis+unix:// (store.url). Every user of the host
+    /// can read a command line: a password belongs in store.password_file
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// Time between two flushes, such as 1s or 250ms (flush.interval)
+    #[arg(long, value_name = "DURATION")]
+    pub flush_interval: Option<String>,
+    /// Where health and metrics are served: HOST:PORT or unix:PATH (admin.listen)
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<String>,
+    /// error, warn, info, debug or trace (log.level)
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+impl From<ConfigArgs> for Flags {
+    fn from(args: ConfigArgs) -> Self {
+        Self {
+            config: args.config,
+            state_dir: args.state_dir,
+            socket: args.socket,
+            store: args.store,
+            flush_interval: args.flush_interval,
+            admin: args.admin,
+            log_level: args.log_level,
+        }
+    }
+}
+
+/// Flags of `tallyd demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Stop after so many seconds
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub seconds: u64,
+    /// Stop after so many increments, if that is earlier
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub ops: Option<u64>,
+}
+
+/// `tallyd journal …`
+#[derive(Debug, Subcommand)]
+pub enum JournalCommand {
+    /// List the segments: number, state, keys, sum of deltas
+    Show(JournalArgs),
+    /// Check every record's check sum
+    Verify(JournalArgs),
+    /// List the deltas that the store refused, with the reason
+    Rejected(JournalArgs),
+    /// Put rejected deltas back into the journal
+    Replay(JournalArgs),
+}
+
+/// The directory that a journal command looks into.
+#[derive(Debug, Args)]
+pub struct JournalArgs {
+    /// The state directory
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_configuration_flag_arrives() {
+        let line = "tallyd run --config c --state-dir d --socket s --store embedded \
+                    --flush-interval 1s --admin a --log-level info";
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Run(args) = arguments.command else {
+            panic!("not run");
+        };
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            Flags::from(args),
+            Flags {
+                config: Some(PathBuf::from("c")),
+                state_dir: text("d"),
+                socket: text("s"),
+                store: text("embedded"),
+                flush_interval: text("1s"),
+                admin: text("a"),
+                log_level: text("info"),
+            }
+        );
+    }
+}

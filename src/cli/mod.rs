@@ -1,0 +1,93 @@
+//! The edge towards people: parses the command line, and maps every result to an exit code.
+
+pub mod args;
+pub mod check;
+pub mod exit;
+
+use std::ffi::OsString;
+use std::io;
+
+use clap::Parser;
+
+use crate::config::{Environment, Flags};
+
+use args::{Arguments, Command};
+use exit::ExitCode;
+
+/// Does what the command line says; `args` begins with the program's name.
+pub fn run<I>(args: I) -> ExitCode
+where
+    I: IntoIterator<Item = OsString>,
+{
+    let arguments = match Arguments::try_parse_from(args) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // To stdout or stderr, whichever fits; there is nothing to do when it is closed.
+            let _ = error.print();
+            // Help and version were asked for; all else is a mistake. clap's own code for it is 2.
+            return if error.use_stderr() {
+                ExitCode::Usage
+            } else {
+                ExitCode::Success
+            };
+        }
+    };
+    match arguments.command {
+        Command::Check(args) => check::check(
+            &Flags::from(args),
+            &Environment::of_process(),
+            &mut io::stdout().lock(),
+            &mut io::stderr(),
+        ),
+        // TO FILL IN: load the configuration (`check::report` prints what is wrong with it), set the
+        // log up, build the daemon and run it.
+        Command::Run(_) => not_built("run"),
+        // TO FILL IN: a daemon on the embedded store in a temporary directory.
+        Command::Demo(_) => not_built("demo"),
+        // TO FILL IN: show, verify, rejected, replay.
+        Command::Journal(_) => not_built("journal"),
+    }
+}
+
+fn not_built(command: &str) -> ExitCode {
+    eprintln!("tallyd: {command}: not built yet");
+    ExitCode::Internal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(line: &str) -> u8 {
+        run(line.split_whitespace().map(OsString::from)).code()
+    }
+
+    #[test]
+    fn help_and_version_are_no_errors() {
+        assert_eq!(code("tallyd --help"), 0);
+        assert_eq!(code("tallyd --version"), 0);
+        assert_eq!(code("tallyd help run"), 0);
+        assert_eq!(code("tallyd check --help"), 0);
+    }
+
+    #[test]
+    fn a_command_line_that_makes_no_sense_exits_with_64() {
+        for line in [
+            "tallyd",
+            "tallyd fly",
+            "tallyd --verbose",
+            "tallyd run --sockt s",
+            "tallyd run extra",
+            "tallyd journal",
+            "tallyd journal show",
+            "tallyd demo --seconds 0",
+        ] {
+            assert_eq!(code(line), 64, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_bad_value_of_a_flag_is_a_fault_of_the_configuration() {
+        assert_eq!(code("tallyd check --flush-interval 5"), 78);
+    }
+}

@@ -1,0 +1,280 @@
+//! Which store, as a URL.
+//!
+//! The URL may hold a password, so nothing here prints what was written: not `Display`, not
+//! `Debug`, and no error.
+
+use std::fmt;
+
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::secret::{MASK, Secret};
+
+/// What an error says would be right.
+const EXPECTED: &str = "\"embedded\", \"redis://HOST:PORT/DB\", \"rediss://HOST:PORT/DB\" or \
+                        \"redis+unix:///PATH?db=DB\"";
+
+/// The store that counters are flushed to.
+#[derive(Clone)]
+pub enum StoreUrl {
+    /// The one in the state directory.
+    Embedded,
+    /// Redis or Valkey, by TCP, TLS or a Unix socket; with its user and password.
+    Redis(Box<ConnectionInfo>),
+}
+
+/// Why a store's URL was refused. Says nothing of what was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreUrlError {
+    /// Not a URL, or of a scheme that is not a store's.
+    #[error("not the URL of a store")]
+    Scheme,
+    /// A URL of a store, but the rest of it makes no sense.
+    #[error("a store's URL with a mistake ({0})")]
+    Part(String),
+    /// `#insecure` was asked for.
+    #[error("a URL that asks for TLS without checking the certificate")]
+    Insecure,
+    /// A negative database number.
+    #[error("a URL with a negative database number")]
+    Database,
+}
+
+impl StoreUrl {
+    /// Reads a URL as it is written; `unix://` is taken for `redis+unix://`, and Valkey's
+    /// schemes for Redis'.
+    ///
+    /// # Errors
+    ///
+    /// When it is not the URL of a store.
+    pub fn parse(text: &str) -> Result<Self, StoreUrlError> {
+        if text == "embedded" {
+            return Ok(Self::Embedded);
+        }
+        let url = redis::parse_redis_url(text).ok_or(StoreUrlError::Scheme)?;
+        let info = url.into_connection_info().map_err(|error| {
+            // "what - kind: detail"; the kind is always the same, and a detail may be a piece of
+            // the URL.
+            let text = error.to_string();
+            let what = text.split(" - ").next().unwrap_or_default();
+            StoreUrlError::Part(what.to_lowercase())
+        })?;
+        if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
+            return Err(StoreUrlError::Insecure);
+        }
+        if info.redis_settings().db() < 0 {
+            return Err(StoreUrlError::Database);
+        }
+        Ok(Self::Redis(Box::new(info)))
+    }
+
+    /// How to connect; `None` for the embedded store.
+    pub fn connection_info(&self) -> Option<&ConnectionInfo> {
+        match self {
+            Self::Embedded => None,
+            Self::Redis(info) => Some(info),
+        }
+    }
+
+    /// The password in the URL, or the one that was put in by [`StoreUrl::set_password`].
+    pub fn password(&self) -> Option<Secret> {
+        let password = self.connection_info()?.redis_settings().password()?;
+        Some(Secret::new(password.to_owned()))
+    }
+
+    /// Connects with this password from now on; no effect on the embedded store.
+    pub(super) fn set_password(&mut self, password: &Secret) {
+        if let Self::Redis(info) = self {
+            let settings = info
+                .redis_settings()
+                .clone()
+                .set_password(password.expose());
+            **info = ConnectionInfo::clone(info).set_redis_settings(settings);
+        }
+    }
+}
+
+impl PartialEq for StoreUrl {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Embedded, Self::Embedded) => true,
+            (Self::Redis(a), Self::Redis(b)) => {
+                let (x, y) = (a.redis_settings(), b.redis_settings());
+                a.addr() == b.addr()
+                    && x.db() == y.db()
+                    && x.username() == y.username()
+                    && x.password() == y.password()
+                    && x.protocol() == y.protocol()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The URL with its password masked; what it means rather than how it was written.
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Redis(info) = self else {
+            return f.write_str("embedded");
+        };
+        let settings = info.redis_settings();
+        let user = encode(settings.username().unwrap_or_default().as_bytes(), b"");
+        let resp3 = settings.protocol() == ProtocolVersion::RESP3;
+        if let ConnectionAddr::Unix(path) = info.addr() {
+            let path = encode(path.as_os_str().as_encoded_bytes(), b"/");
+            write!(f, "redis+unix://{path}")?;
+            let mut parts = Vec::new();
+            if settings.db() != 0 {
+                parts.push(format!("db={}", settings.db()));
+            }
+            if !user.is_empty() {
+                parts.push(format!("user={user}"));
+            }
+            if settings.password().is_some() {
+                parts.push(format!("pass={MASK}"));
+            }
+            if resp3 {
+                parts.push("protocol=resp3".to_owned());
+            }
+            if !parts.is_empty() {
+                write!(f, "?{}", parts.join("&"))?;
+            }
+            return Ok(());
+        }
+        let (scheme, host, port) = match info.addr() {
+            ConnectionAddr::TcpTls { host, port, .. } => ("rediss", host, port),
+            ConnectionAddr::Tcp(host, port) => ("redis", host, port),
+            // The enum may grow; no URL that is parsed here gives another address.
+            _ => return f.write_str(MASK),
+        };
+        write!(f, "{scheme}://{user}")?;
+        if settings.password().is_some() {
+            write!(f, ":{MASK}")?;
+        }
+        if settings.password().is_some() || !user.is_empty() {
+            f.write_str("@")?;
+        }
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")?;
+        } else {
+            write!(f, "{host}:{port}")?;
+        }
+        if settings.db() != 0 {
+            write!(f, "/{}", settings.db())?;
+        }
+        if resp3 {
+            f.write_str("?protocol=resp3")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Percent-encodes what is neither plain nor in `kept`.
+fn encode(bytes: &[u8], kept: &[u8]) -> String {
+    use fmt::Write as _;
+
+    let mut encoded = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || kept.contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a `String` cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+impl Serialize for StoreUrl {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for StoreUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Text)
+    }
+}
+
+struct Text;
+
+impl Visitor<'_> for Text {
+    type Value = StoreUrl;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(EXPECTED)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<StoreUrl, E> {
+        StoreUrl::parse(text)
+            .map_err(|error| E::invalid_value(Unexpected::Other(&error.to_string()), &EXPECTED))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_as_what_it_means_with_its_password_masked() {
+        for (written, shown) in [
+            ("embedded", "embedded"),
+            ("redis://h", "redis://h:6379"),
+            ("redis://h:1/3", "redis://h:1/3"),
+            ("redis://:hunter2@h:1", "redis://:***@h:1"),
+            ("rediss://joe:hunter2@h/0", "rediss://joe:***@h:6379"),
+            ("redis://jo%40e@[::1]:7", "redis://jo%40e@[::1]:7"),
+            ("valkey://h", "redis://h:6379"),
+            ("unix:///run/r.sock", "redis+unix:///run/r.sock"),
+            (
+                "redis+unix:///run/r.sock?db=2&user=joe&pass=hunter2&protocol=3",
+                "redis+unix:///run/r.sock?db=2&user=joe&pass=***&protocol=resp3",
+            ),
+        ] {
+            let url = StoreUrl::parse(written).unwrap();
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), shown);
+            if url.password().is_none() {
+                assert_eq!(StoreUrl::parse(shown).unwrap(), url);
+            }
+        }
+    }
+
+    #[test]
+    fn no_error_repeats_what_was_written() {
+        for written in [
+            "joe:hunter2@h",
+            "http://joe:hunter2@h",
+            "redis://joe:hunter2@h:port",
+            "redis://joe:hunter2@h/db",
+            "redis://joe:hunter2@h/-1",
+            "redis://joe:hunter2@",
+            "redis://joe:hunter2@h/?protocol=9",
+            "rediss://joe:hunter2@h/#insecure",
+            "redis+unix://joe:hunter2@h",
+            "",
+        ] {
+            let error = StoreUrl::parse(written).unwrap_err();
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_is_put_in_is_the_one_used() {
+        let mut url = StoreUrl::parse("redis://joe@h/2").unwrap();
+        url.set_password(&Secret::new("hunter2".to_owned()));
+        let settings = url.connection_info().unwrap().redis_settings();
+        assert_eq!(settings.password(), Some("hunter2"));
+        assert_eq!(settings.username(), Some("joe"));
+        assert_eq!(settings.db(), 2);
+        assert_ne!(url, StoreUrl::parse("redis://joe@h/2").unwrap());
+    }
+}

@@ -1,0 +1,54 @@
+//! The counters in memory: the last known value and the pending delta of every key, in one entry.
+//!
+//! Pure: no I/O, no clock, no task. What an increment changes outside the table (its journal
+//! record) goes through [`Recorder`], which the journal implements.
+//!
+//! Invariants:
+//! 1. `view = value + pending` fits 64 bits for every entry, always.
+//! 2. `pending` is the sum of the amounts taken and not yet settled; a delta that the recorder
+//!    refused was not taken.
+//! 3. An entry with something pending is never evicted.
+
+mod entry;
+mod prefetch;
+mod table;
+
+pub use prefetch::prefetch;
+pub use table::{Answer, BadValue, Kind, Op, Reach, Table, TableLimits, View};
+
+/// Where the deltas of the open epoch are written down, one record a key.
+pub trait Recorder {
+    /// Tells one epoch's records from another's; never 0.
+    fn epoch(&self) -> u32;
+
+    /// Writes the key's first delta of this epoch and returns the record's place.
+    ///
+    /// # Errors
+    /// The record was not written.
+    fn append(&mut self, key: &[u8], amount: i64) -> Result<u32, RecordError>;
+
+    /// Adds to the record that `append` returned in this epoch.
+    ///
+    /// # Errors
+    /// The record is unchanged.
+    fn add(&mut self, record: u32, amount: i64) -> Result<(), RecordError>;
+
+    /// Asks the processor for the record's memory before it is needed.
+    fn prefetch(&self, record: u32);
+}
+
+/// Why a delta could not be written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The deltas of one epoch left 64 bits.
+    #[error("ERR increment or decrement would overflow")]
+    Overflow,
+    /// `limits.max_pending_bytes` is reached.
+    #[error(
+        "OOM limits.max_pending_bytes is reached: the store does not take deltas fast enough, and this key has none pending yet"
+    )]
+    Limit,
+    /// The file system refused to grow the segment.
+    #[error("ERR the journal cannot grow, the disk may be full: this key has no delta pending yet")]
+    Disk,
+}

@@ -1,0 +1,12 @@
+//! From sealed segments to the store, each batch exactly once.
+//!
+//! - [`link`]: what stages say to the counters
+//! - [`resolve`]: what the token means
+//! - [`stage`]: when to seal; sends, finds out, retries
+
+pub mod link;
+pub mod resolve;
+pub mod stage;
+
+pub use link::{Announcement, Closed, Settled, ToCounters};
+pub use stage::{Command, Flush, FlushConfig, FlushError};

@@ -1,0 +1,167 @@
+//! What the token in the store means, given what this node knows. Pure.
+//!
+//! | token | is | then |
+//! | --- | --- | --- |
+//! | as known | nothing happened since | go on |
+//! | higher, within what was sealed | replies were lost, the batches were not | read them back |
+//! | lower | the store lost writes (fail-over, older file) | replay what is retained |
+//! | absent, nothing ever applied | a new node | go on |
+//! | absent, clock lower than known | the store was emptied or lost its data | by the server: replay, or only go on |
+//! | absent, clock as known or higher | the token alone was deleted or evicted | go on, but never resend what may be in |
+//! | of an unknown run, or higher than anything sealed | another daemon has this node's id | stop |
+
+use crate::store::{RunId, Standing};
+
+/// What this node knows.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// The last batch known to be in the store; 0: none.
+    pub applied: u64,
+    /// The last batch sealed.
+    pub sealed: u64,
+    /// Whether the batch after `applied` may have been sent without a reply.
+    pub uncertain: bool,
+    /// Every run of this state directory.
+    pub runs: &'a [RunId],
+    /// This run.
+    pub run: RunId,
+    /// Whether this run has signed the token before.
+    pub claimed: bool,
+    /// The server as last seen by this process.
+    pub server: Option<&'a str>,
+    /// The highest clock that this process has seen.
+    pub clock: u64,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next batch is the one after `applied`.
+    Continue,
+    /// Everything up to this batch is in the store.
+    Applied(u64),
+    /// The store has only what came before and with this batch.
+    RolledBack(u64),
+    /// The token alone is gone. The batch after `applied`, if uncertain, may be in the store.
+    TokenLost,
+    /// The store was emptied on purpose (the same server, without its clock): what was applied is
+    /// gone with everything else and is not brought back.
+    Emptied,
+    /// Another daemon writes with this node's id.
+    Conflict(String),
+}
+
+/// Decides.
+pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
+    let Some(token) = standing.token else {
+        if known.applied == 0 && !known.uncertain {
+            return Verdict::Continue;
+        }
+        let lost_its_clock = standing.clock < known.clock || standing.clock == 0;
+        if !lost_its_clock {
+            return Verdict::TokenLost;
+        }
+        return if known.server == Some(standing.server.as_str()) {
+            Verdict::Emptied
+        } else {
+            Verdict::RolledBack(0)
+        };
+    };
+    if !known.runs.contains(&token.run) {
+        return Verdict::Conflict(format!(
+            "the token is signed by run {}, which is none of this state directory's",
+            token.run
+        ));
+    }
+    if known.claimed && token.run != known.run && token.batch > known.applied {
+        // Signed by this run, the token shows an older one again only if the store went back.
+        return Verdict::Conflict(format!(
+            "the token was signed again by run {} while run {} was at work",
+            token.run, known.run
+        ));
+    }
+    if token.batch > known.sealed {
+        return Verdict::Conflict(format!(
+            "the token names batch {}, and the last one sealed here is {}",
+            token.batch, known.sealed
+        ));
+    }
+    match token.batch {
+        batch if batch > known.applied => Verdict::Applied(batch),
+        batch if batch < known.applied => Verdict::RolledBack(batch),
+        _ => Verdict::Continue,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Token;
+
+    const OURS: RunId = RunId(1);
+    const EARLIER: RunId = RunId(2);
+    const FOREIGN: RunId = RunId(3);
+
+    fn known(applied: u64, sealed: u64, uncertain: bool) -> Known<'static> {
+        Known {
+            applied,
+            sealed,
+            uncertain,
+            runs: &[EARLIER, OURS],
+            run: OURS,
+            claimed: true,
+            server: Some("a"),
+            clock: 100,
+        }
+    }
+
+    fn standing(token: Option<(u64, RunId)>, clock: u64, server: &str) -> Standing {
+        Standing {
+            token: token.map(|(batch, run)| Token { batch, run }),
+            clock,
+            server: server.to_owned(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_token_between_applied_and_sealed_tells_what_was_applied() {
+        let known = known(4, 6, true);
+        assert_eq!(resolve(known, &standing(Some((4, OURS)), 100, "a")), Verdict::Continue);
+        assert_eq!(resolve(known, &standing(Some((5, OURS)), 101, "a")), Verdict::Applied(5));
+        assert_eq!(resolve(known, &standing(Some((6, OURS)), 102, "a")), Verdict::Applied(6));
+        assert!(matches!(
+            resolve(known, &standing(Some((7, OURS)), 103, "a")),
+            Verdict::Conflict(_)
+        ));
+    }
+
+    #[test]
+    fn a_lower_token_is_a_store_that_went_back_even_to_an_earlier_run() {
+        let known = known(4, 6, true);
+        assert_eq!(resolve(known, &standing(Some((2, OURS)), 90, "b")), Verdict::RolledBack(2));
+        assert_eq!(resolve(known, &standing(Some((1, EARLIER)), 90, "b")), Verdict::RolledBack(1));
+    }
+
+    #[test]
+    fn a_foreign_or_overtaken_signature_stops() {
+        let known = known(4, 6, false);
+        for token in [(4, FOREIGN), (1, FOREIGN), (5, EARLIER)] {
+            let verdict = resolve(known, &standing(Some(token), 100, "a"));
+            assert!(matches!(verdict, Verdict::Conflict(_)), "{token:?}: {verdict:?}");
+        }
+        let unclaimed = Known { claimed: false, ..known };
+        let earlier = standing(Some((5, EARLIER)), 100, "a");
+        assert_eq!(resolve(unclaimed, &earlier), Verdict::Applied(5));
+    }
+
+    #[test]
+    fn an_absent_token_is_judged_by_clock_and_server() {
+        assert_eq!(resolve(known(0, 3, false), &standing(None, 50, "b")), Verdict::Continue);
+        assert_eq!(resolve(known(4, 6, true), &standing(None, 100, "a")), Verdict::TokenLost);
+        assert_eq!(resolve(known(4, 6, true), &standing(None, 101, "b")), Verdict::TokenLost);
+        assert_eq!(resolve(known(4, 6, true), &standing(None, 0, "a")), Verdict::Emptied);
+        assert_eq!(resolve(known(4, 6, true), &standing(None, 0, "b")), Verdict::RolledBack(0));
+        assert_eq!(resolve(known(4, 6, true), &standing(None, 99, "b")), Verdict::RolledBack(0));
+    }
+}

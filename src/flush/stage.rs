@@ -1,0 +1,883 @@
+//! The flush stage: seals epochs, sends batches, finds out what became of them.
+//!
+//! Invariants:
+//! 1. One batch is in flight at most, on a lane that nothing else uses.
+//! 2. An epoch is sealed only when nothing sealed waits to be sent. While the store is away the
+//!    open epoch goes on adding up, so what is pending is bounded by distinct keys, not by time.
+//! 3. `applied` moves one batch at a time, and only when the store said so: by a reply, or by the
+//!    token.
+//! 4. A delta leaves the batch that it was sealed in only into the rejected file, and that is
+//!    durable first.
+//! 5. A segment's file is removed only after its last batch is applied and `retain` has passed.
+//!
+//! Dropping the stage at any await is safe: what was not seen to be applied is recovered.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use super::link::{Announcement, Closed, Settled, ToCounters};
+use super::resolve::{Known, Verdict, resolve};
+use crate::journal::rejected::{Rejected, RejectedFile};
+use crate::journal::{Directory, JournalError, Sealed, Writer};
+use crate::stats::Stats;
+use crate::store::{Claim, Delta, KeyError, Lane, Outcome, Refusal, RunId, Store, StoreError};
+
+/// First pause after a failure; it doubles with each further one, up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A store that stays away is mentioned so often.
+const REMIND: Duration = Duration::from_secs(60);
+/// Keys of one read.
+const READ_KEYS_MAX: usize = 1000;
+
+/// What the stage is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Seal now; answer once all that was pending is in the store.
+    Flush(oneshot::Sender<()>),
+    /// Seal now, and end once all is in the store.
+    Stop,
+    /// A new interval between two flushes.
+    SetInterval(Duration),
+}
+
+/// What the stage needs to know.
+#[derive(Debug, Clone)]
+pub struct FlushConfig {
+    /// Between two flushes.
+    pub interval: Duration,
+    /// Whether tokens are used.
+    pub exactly_once: bool,
+    /// How long an applied segment is kept.
+    pub retain: Duration,
+    /// Whether a segment is made durable before it is sent.
+    pub sync: bool,
+    /// Bound on the bytes of records that are not in the store.
+    pub pending_bytes_max: usize,
+}
+
+/// Why the stage ended unasked.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushError {
+    /// A segment cannot be sealed; everything in it is safe and is recovered at the next start.
+    #[error("cannot seal a segment: {0}")]
+    Seal(#[source] std::io::Error),
+    /// The ingest thread is gone.
+    #[error("the counters are gone")]
+    Counters,
+}
+
+/// Everything the stage is built from.
+pub struct Parts<S> {
+    /// Where batches go.
+    pub store: Arc<S>,
+    /// Where segments come from.
+    pub directory: Directory,
+    /// Sealed by a former process, in order.
+    pub segments: Vec<Sealed>,
+    /// The last batch known to be in the store.
+    pub applied: u64,
+    /// For what the store refuses.
+    pub rejected: RejectedFile,
+    /// To the ingest thread.
+    pub counters: mpsc::Sender<ToCounters>,
+    /// To the publisher.
+    pub publisher: mpsc::Sender<Announcement>,
+    /// Announcements that the publisher had no room for.
+    pub unannounced: Arc<AtomicU64>,
+    /// From the daemon and from clients.
+    pub commands: mpsc::Receiver<Command>,
+    /// Rung when the open epoch has many keys.
+    pub seal_wanted: Arc<Notify>,
+    /// Numbers.
+    pub stats: Arc<Stats>,
+}
+
+/// See the module's documentation.
+pub struct Flush<S: Store> {
+    config: FlushConfig,
+    store: Arc<S>,
+    directory: Arc<Mutex<Directory>>,
+    runs: Vec<RunId>,
+    run: RunId,
+    rejected: RejectedFile,
+    counters: mpsc::Sender<ToCounters>,
+    publisher: mpsc::Sender<Announcement>,
+    unannounced: Arc<AtomicU64>,
+    commands: mpsc::Receiver<Command>,
+    seal_wanted: Arc<Notify>,
+    stats: Arc<Stats>,
+
+    /// Sealed, not wholly applied, in order.
+    queue: VecDeque<Arc<Sealed>>,
+    /// Wholly applied, kept in case that the store goes back, oldest first.
+    retained: VecDeque<(Instant, Arc<Sealed>)>,
+    /// The next epoch's segment.
+    standby: Option<Writer>,
+    lane: Option<S::Lane>,
+    /// What the lane's token names, once this run has signed it.
+    token: Option<u64>,
+    applied: u64,
+    uncertain: bool,
+    claimed: bool,
+    server: Option<String>,
+    clock: u64,
+    /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
+    done: HashMap<u64, BTreeMap<usize, Settled>>,
+    warned: HashSet<String>,
+    trouble: Option<Trouble>,
+    arrivals: Vec<oneshot::Sender<()>>,
+    stopping: bool,
+}
+
+struct Trouble {
+    since: Instant,
+    tries: u64,
+    reminded: Instant,
+    pause: Duration,
+}
+
+/// Why a step was not finished; it is tried again.
+enum Pause {
+    /// At once, on a new connection.
+    None,
+    /// After a while.
+    Trouble(StoreError),
+    /// As above; not the store's fault.
+    Own(String),
+}
+
+impl<S: Store> Flush<S> {
+    /// Builds the stage; nothing runs yet.
+    pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
+        let identity = parts.directory.identity();
+        Flush {
+            config,
+            store: parts.store,
+            runs: parts.directory.runs().to_vec(),
+            run: identity.run,
+            directory: Arc::new(Mutex::new(parts.directory)),
+            rejected: parts.rejected,
+            counters: parts.counters,
+            publisher: parts.publisher,
+            unannounced: parts.unannounced,
+            commands: parts.commands,
+            seal_wanted: parts.seal_wanted,
+            stats: parts.stats,
+            queue: parts.segments.into_iter().map(Arc::new).collect(),
+            retained: VecDeque::new(),
+            standby: None,
+            lane: None,
+            token: None,
+            applied: parts.applied,
+            // A former process may have sent the next batch without living to see the reply.
+            uncertain: true,
+            claimed: false,
+            server: None,
+            clock: 0,
+            done: HashMap::new(),
+            warned: HashSet::new(),
+            trouble: None,
+            arrivals: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    /// Runs until told to stop, and until then all is in the store.
+    ///
+    /// # Errors
+    /// See [`FlushError`].
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; nothing acknowledged is lost or counted twice.
+    pub async fn run(mut self) -> Result<(), FlushError> {
+        self.adopt_rejected();
+        let mut tick = tokio::time::interval(self.config.interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.gauge();
+        loop {
+            // What a former process left comes first; later rounds find the queue empty here.
+            self.drain().await?;
+            if self.arrivals.is_empty() && !self.stopping {
+                tokio::select! {
+                    command = self.commands.recv() => self.take(command),
+                    () = self.seal_wanted.notified() => {}
+                    _ = tick.tick() => {}
+                }
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                self.take(Some(command));
+            }
+            if tick.period() != self.config.interval {
+                tick = tokio::time::interval_at(
+                    tokio::time::Instant::now() + self.config.interval,
+                    self.config.interval,
+                );
+                tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            }
+            let waiting = std::mem::take(&mut self.arrivals);
+            let stopping = self.stopping;
+            let sealed = self.seal().await?;
+            self.drain().await?;
+            self.release();
+            if !sealed {
+                // The disk is full, or so: what is pending is safe, but not in the store.
+                self.arrivals.extend(waiting);
+                tokio::time::sleep(PAUSE_MIN).await;
+                continue;
+            }
+            for done in waiting {
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
+            if stopping {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take(&mut self, command: Option<Command>) {
+        match command {
+            Some(Command::Flush(done)) => self.arrivals.push(done),
+            Some(Command::SetInterval(interval)) => self.config.interval = interval,
+            Some(Command::Stop) | None => self.stopping = true,
+        }
+    }
+
+    /// Deltas of unapplied batches that a former process has already rejected stay out of them.
+    fn adopt_rejected(&mut self) {
+        let lock = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = crate::journal::rejected::read(lock.path()).unwrap_or_default();
+        drop(lock);
+        let mut keys: HashMap<u64, HashMap<Vec<u8>, String>> = HashMap::new();
+        for line in lines.into_iter().flatten() {
+            if let Some(key) = line.key_bytes() {
+                keys.entry(line.batch).or_default().insert(key, line.reason);
+            }
+        }
+        for segment in &self.queue {
+            for batch in segment.first_batch()..=segment.last_batch() {
+                let Some(keys) = keys.get(&batch) else { continue };
+                for (index, delta) in segment.batch(batch).enumerate() {
+                    if let Some(reason) = keys.get(delta.key) {
+                        let settled = Settled::Rejected(KeyError::Other(reason.clone()));
+                        self.done.entry(batch).or_default().insert(index, settled);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes the epoch if it has records. `false`: no new segment can be had, so it stays open.
+    async fn seal(&mut self) -> Result<bool, FlushError> {
+        let Some(next) = self.take_standby().await else {
+            return Ok(false);
+        };
+        let (closed, answer) = oneshot::channel();
+        let message = ToCounters::Seal { next, closed };
+        self.counters.send(message).await.map_err(|_| FlushError::Counters)?;
+        let writer = match answer.await.map_err(|_| FlushError::Counters)? {
+            Closed::Epoch(writer) => writer,
+            Closed::Empty(writer) => {
+                self.standby = Some(writer);
+                return Ok(true);
+            }
+        };
+        let sync = self.config.sync;
+        // File I/O waits where it holds up no other stage.
+        let sealed = tokio::task::spawn_blocking(move || {
+            let sealed = writer.seal()?;
+            let synced = if sync { sealed.sync() } else { Ok(()) };
+            Ok((sealed, synced))
+        })
+        .await
+        .map_err(|_| FlushError::Counters)?;
+        let (sealed, synced) = sealed.map_err(FlushError::Seal)?;
+        if let Err(error) = synced {
+            error!(%error, "the journal cannot be synced: a power cut now may lose what is pending");
+        }
+        self.stats.seals_total.add(1);
+        self.stats.sealed_keys.add(u64::from(sealed.records()));
+        self.queue.push_back(Arc::new(sealed));
+        self.gauge_bytes();
+        self.budget().await?;
+        Ok(true)
+    }
+
+    async fn take_standby(&mut self) -> Option<Writer> {
+        if let Some(standby) = self.standby.take() {
+            return Some(standby);
+        }
+        let directory = Arc::clone(&self.directory);
+        let bytes_max = self.config.pending_bytes_max;
+        let sync = self.config.sync;
+        let made = tokio::task::spawn_blocking(move || {
+            let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
+            let writer = directory.create_segment(bytes_max)?;
+            if sync {
+                directory.sync_names()?;
+            }
+            Ok::<_, JournalError>(writer)
+        });
+        match made.await {
+            Ok(Ok(writer)) => Some(writer),
+            Ok(Err(error)) => {
+                self.complain(&Pause::Own(error.to_string()));
+                // Room may be had from what is kept only in case.
+                if let Some((_, segment)) = self.retained.pop_front() {
+                    self.remove(&segment);
+                }
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Sends everything sealed, however long it takes.
+    async fn drain(&mut self) -> Result<(), FlushError> {
+        while !self.queue.is_empty() {
+            let pause = match self.step().await? {
+                ControlFlow::Continue(()) => continue,
+                ControlFlow::Break(pause) => pause,
+            };
+            let wait = self.complain(&pause);
+            if wait.is_zero() {
+                continue;
+            }
+            let sleep = tokio::time::sleep(wait);
+            tokio::pin!(sleep);
+            loop {
+                tokio::select! {
+                    command = self.commands.recv(), if !self.stopping => self.take(command),
+                    () = &mut sleep => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One batch further, or why not.
+    async fn step(&mut self) -> Result<ControlFlow<Pause>, FlushError> {
+        if self.lane.is_none()
+            && let Err(pause) = self.connect().await?
+        {
+            return Ok(ControlFlow::Break(pause));
+        }
+        let Some(segment) = self.queue.front().cloned() else {
+            return Ok(ControlFlow::Continue(())); // Reading back has finished the last one.
+        };
+        // Numbers below the segment's first belong to one that was set aside as damaged.
+        self.applied = self.applied.max(segment.first_batch() - 1);
+        let batch = self.applied + 1;
+        if batch > segment.last_batch() {
+            self.finish().await?;
+            return Ok(ControlFlow::Continue(()));
+        }
+        let Some(lane) = self.lane.as_mut() else {
+            return Ok(ControlFlow::Break(Pause::None));
+        };
+        if self.config.exactly_once && self.token != Some(batch - 1) {
+            match lane.claim(batch - 1).await {
+                Claim::Claimed => {
+                    self.token = Some(batch - 1);
+                    self.claimed = true;
+                }
+                Claim::TokenMoved => return Ok(self.drop_lane(Pause::None)),
+                Claim::Failed(error) => return Ok(self.drop_lane(Pause::Trouble(error))),
+            }
+        }
+        let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
+        let done = self.done.get(&batch);
+        let sent: Vec<usize> =
+            (0..deltas.len()).filter(|index| done.is_none_or(|d| !d.contains_key(index))).collect();
+        let outcome = if sent.len() == deltas.len() {
+            lane.apply(batch, &deltas).await
+        } else {
+            let some: Vec<Delta<'_>> = sent.iter().map(|&index| deltas[index]).collect();
+            lane.apply(batch, &some).await
+        };
+        match outcome {
+            Outcome::Applied { values, clock } => {
+                self.stats.flushed_keys_total.add(sent.len() as u64);
+                self.token = Some(batch);
+                self.recovered();
+                let again = self.sort_out(&segment, batch, &deltas, &sent, values).await;
+                if let Some(reason) = again {
+                    return Ok(ControlFlow::Break(Pause::Own(reason)));
+                }
+                self.settle(&segment, batch, deltas.len(), clock).await?;
+                Ok(ControlFlow::Continue(()))
+            }
+            Outcome::NotApplied(Refusal::TokenMoved) => Ok(self.drop_lane(Pause::None)),
+            Outcome::NotApplied(Refusal::Keys(keys)) => {
+                let refused = keys
+                    .into_iter()
+                    .filter_map(|(index, error)| Some((*sent.get(index)?, error)))
+                    .collect();
+                self.reject(batch, &deltas, refused).await;
+                Ok(self.drop_lane(Pause::None))
+            }
+            Outcome::NotApplied(Refusal::Whole(error)) => {
+                Ok(self.drop_lane(Pause::Trouble(error)))
+            }
+            Outcome::Unknown(error) => {
+                self.uncertain = true;
+                self.stats.uncertain_total.add(1);
+                Ok(self.drop_lane(Pause::Trouble(error)))
+            }
+        }
+    }
+
+    fn drop_lane(&mut self, pause: Pause) -> ControlFlow<Pause> {
+        self.lane = None;
+        self.token = None;
+        self.stats.store_up.set(0);
+        ControlFlow::Break(pause)
+    }
+
+    /// A new lane, and what its token tells.
+    async fn connect(&mut self) -> Result<Result<(), Pause>, FlushError> {
+        let (lane, standing) = match self.store.connect().await {
+            Ok(connected) => connected,
+            Err(error) => return Ok(Err(Pause::Trouble(error))),
+        };
+        for warning in &standing.warnings {
+            if self.warned.insert(warning.clone()) {
+                warn!("{warning}");
+            }
+        }
+        self.token = None;
+        if self.config.exactly_once {
+            let sealed = self.queue.back().map_or(self.applied, |last| last.last_batch());
+            let known = Known {
+                applied: self.applied,
+                sealed,
+                uncertain: self.uncertain && !self.queue.is_empty(),
+                runs: &self.runs,
+                run: self.run,
+                claimed: self.claimed,
+                server: self.server.as_deref(),
+                clock: self.clock,
+            };
+            let verdict = resolve(known, &standing);
+            if let Verdict::Conflict(reason) = verdict {
+                self.stats.store_conflict.set(1);
+                return Ok(Err(Pause::Own(format!(
+                    "another daemon uses this node's id, flushing is stopped: {reason}; a copied \
+                     state directory needs a node.json of its own"
+                ))));
+            }
+            self.stats.store_conflict.set(0);
+            if let Err(pause) = self.act(verdict, &standing.server).await? {
+                return Ok(Err(pause));
+            }
+            if standing.token.is_some_and(|token| token.run == self.run) {
+                self.token = standing.token.map(|token| token.batch);
+            }
+        }
+        self.uncertain = false;
+        self.server = Some(standing.server);
+        self.clock = standing.clock;
+        self.lane = Some(lane);
+        self.stats.store_up.set(1);
+        Ok(Ok(()))
+    }
+
+    async fn act(
+        &mut self,
+        verdict: Verdict,
+        server: &str,
+    ) -> Result<Result<(), Pause>, FlushError> {
+        match verdict {
+            Verdict::Continue | Verdict::Conflict(_) => {}
+            Verdict::Applied(upto) => {
+                while self.applied < upto {
+                    if let Err(pause) = self.read_back().await? {
+                        return Ok(Err(pause));
+                    }
+                }
+            }
+            Verdict::RolledBack(to) => self.roll_back(to, server).await?,
+            Verdict::Emptied => {
+                warn!(
+                    "the store was emptied: counters begin anew with what is pending; batches up \
+                     to {} are not brought back",
+                    self.applied
+                );
+                self.tell(ToCounters::ForgetClocks).await?;
+            }
+            Verdict::TokenLost => {
+                error!(
+                    "the token is gone from the store but the counters are not: it was deleted or \
+                     evicted; keep it out of eviction's reach (maxmemory-policy)"
+                );
+                if self.uncertain
+                    && let Some(segment) = self.queue.front().cloned()
+                {
+                    let batch = self.applied.max(segment.first_batch() - 1) + 1;
+                    let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
+                    let reason = "uncertain: sent without a reply, and then the token was lost";
+                    let refused = (0..deltas.len())
+                        .map(|index| (index, KeyError::Other(reason.to_owned())))
+                        .collect();
+                    self.reject(batch, &deltas, refused).await;
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// The batch after `applied` is in the store, its reply is not here: values and refusals are
+    /// read from the keys.
+    async fn read_back(&mut self) -> Result<Result<(), Pause>, FlushError> {
+        let Some(segment) = self.queue.front().cloned() else {
+            return Ok(Ok(())); // `resolve` allows nothing beyond what was sealed.
+        };
+        self.applied = self.applied.max(segment.first_batch() - 1);
+        let batch = self.applied + 1;
+        if batch > segment.last_batch() {
+            self.finish().await?;
+            return Ok(Ok(()));
+        }
+        let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
+        let keys: Vec<Bytes> =
+            deltas.iter().map(|delta| Bytes::copy_from_slice(delta.key)).collect();
+        let mut values = Vec::with_capacity(keys.len());
+        let mut clock = u64::MAX;
+        for keys in keys.chunks(READ_KEYS_MAX) {
+            match self.store.read(keys).await {
+                Ok(reading) => {
+                    values.extend(reading.values);
+                    clock = clock.min(reading.clock);
+                }
+                Err(error) => return Ok(Err(Pause::Trouble(error))),
+            }
+        }
+        let mut refused = Vec::new();
+        for (index, (delta, value)) in deltas.iter().zip(values).enumerate() {
+            let stored = match judge(delta.amount, value) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    if self.done.get(&batch).is_none_or(|done| !done.contains_key(&index)) {
+                        refused.push((index, error));
+                    }
+                    continue;
+                }
+            };
+            let done = self.done.entry(batch).or_default();
+            done.entry(index).or_insert(Settled::Stored(stored));
+        }
+        self.reject(batch, &deltas, refused).await;
+        self.settle(&segment, batch, deltas.len(), clock).await?;
+        Ok(Ok(()))
+    }
+
+    /// The store has lost everything after batch `to`: what is retained is sent again.
+    async fn roll_back(&mut self, to: u64, server: &str) -> Result<(), FlushError> {
+        let applied = self.applied;
+        warn!(
+            "the store has lost batches {} to {applied} (it is now {server}): a fail-over, or an \
+             older data set",
+            to + 1
+        );
+        self.tell(ToCounters::ForgetClocks).await?;
+        while let Some((_, segment)) = self.retained.pop_back() {
+            if segment.last_batch() <= to {
+                self.retained.push_back((Instant::now(), segment));
+                break;
+            }
+            self.queue.push_front(segment);
+        }
+        let Some(first) = self.queue.front().map(|segment| segment.first_batch()) else {
+            error!("batches {} to {applied} are no longer retained: they stay lost", to + 1);
+            return Ok(());
+        };
+        if to + 1 < first {
+            error!(
+                "batches {} to {} are no longer retained: they stay lost (flush.retain)",
+                to + 1,
+                first - 1
+            );
+        }
+        self.applied = to.max(first - 1);
+        for segment in self.queue.clone() {
+            let last = segment.last_batch().min(applied);
+            for batch in segment.first_batch().max(to + 1)..=last {
+                self.stats.replayed_total.add(1);
+                // What was rejected stays so: it may be replayed from its file by hand.
+                let done = self.done.entry(batch).or_default();
+                done.retain(|_, settled| matches!(settled, Settled::Rejected(_)));
+                let skip = done.keys().copied().collect();
+                let segment = Arc::clone(&segment);
+                self.tell(ToCounters::Restore { segment, batch, skip }).await?;
+            }
+            if segment.first_batch() <= applied {
+                self.note_applied(&segment, to.max(segment.first_batch() - 1));
+            }
+        }
+        self.gauge();
+        Ok(())
+    }
+
+    /// Sorts the values of an applied batch. `Some`: parts of it must be sent again
+    /// (at-least-once only), for this reason.
+    async fn sort_out(
+        &mut self,
+        segment: &Sealed,
+        batch: u64,
+        deltas: &[Delta<'_>],
+        sent: &[usize],
+        values: Vec<Result<i64, KeyError>>,
+    ) -> Option<String> {
+        debug_assert!(batch <= segment.last_batch());
+        let mut refused = Vec::new();
+        let mut again = None;
+        let done = self.done.entry(batch).or_default();
+        for (&index, value) in sent.iter().zip(values) {
+            match value {
+                Ok(value) => {
+                    done.insert(index, Settled::Stored(Some(value)));
+                }
+                Err(KeyError::Retry(reason)) => again = Some(reason),
+                Err(error) => refused.push((index, error)),
+            }
+        }
+        self.reject(batch, deltas, refused).await;
+        again
+    }
+
+    /// Writes refused deltas to the rejected file, however long it takes, and notes them as done.
+    async fn reject(
+        &mut self,
+        batch: u64,
+        deltas: &[Delta<'_>],
+        refused: Vec<(usize, KeyError)>,
+    ) {
+        if refused.is_empty() {
+            return;
+        }
+        let at = unix_ms();
+        let lines: Vec<Rejected> = refused
+            .iter()
+            // A sum of zero changes nothing, whatever the key holds.
+            .filter(|(index, _)| deltas[*index].amount != 0)
+            .map(|(index, error)| {
+                let delta = deltas[*index];
+                Rejected::new(delta.key, delta.amount, error.to_string(), batch, at)
+            })
+            .collect();
+        while !lines.is_empty() {
+            match self.rejected.append(&lines) {
+                Ok(()) => break,
+                Err(error) => {
+                    let path = self.rejected.path().display();
+                    let wait = PAUSE_MAX;
+                    error!(%error, "{path} cannot be written; flushing waits for it");
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+        self.stats.rejected_total.add(lines.len() as u64);
+        if let Some(first) = lines.first() {
+            warn!(
+                batch,
+                count = lines.len(),
+                reason = first.reason,
+                key = first.key.as_deref().map(|key| key.escape_debug().to_string()),
+                "the store refused deltas; they are in {}",
+                self.rejected.path().display()
+            );
+        }
+        let done = self.done.entry(batch).or_default();
+        for (index, error) in refused {
+            done.insert(index, Settled::Rejected(error));
+        }
+    }
+
+    /// The batch is in the store and its refused deltas are on file: tells everyone.
+    async fn settle(
+        &mut self,
+        segment: &Arc<Sealed>,
+        batch: u64,
+        deltas: usize,
+        clock: u64,
+    ) -> Result<(), FlushError> {
+        let done = self.done.remove(&batch).unwrap_or_default();
+        let rejected: BTreeMap<usize, Settled> = done
+            .iter()
+            .filter(|(_, settled)| matches!(settled, Settled::Rejected(_)))
+            .map(|(&index, settled)| (index, settled.clone()))
+            .collect();
+        let settled: Arc<[Settled]> = (0..deltas)
+            .map(|index| done.get(&index).cloned().unwrap_or(Settled::Stored(None)))
+            .collect();
+        if !rejected.is_empty() {
+            // Remembered until the segment is released, in case that the store goes back.
+            self.done.insert(batch, rejected);
+        }
+        self.applied = batch;
+        self.clock = self.clock.max(clock);
+        self.note_applied(segment, batch);
+        self.stats.batches_total.add(1);
+        self.stats.sealed_keys.sub((deltas as u64).min(self.stats.sealed_keys.get()));
+        let announcement = Announcement {
+            segment: Arc::clone(segment),
+            batch,
+            settled: Arc::clone(&settled),
+            clock,
+        };
+        let segment = Arc::clone(segment);
+        self.tell(ToCounters::Settle { segment, batch, settled, clock }).await?;
+        if self.publisher.try_send(announcement).is_err() {
+            // Publishing never holds up flushing; receivers see the gap and read the values.
+            self.unannounced.fetch_add(1, Ordering::Relaxed);
+        }
+        if self.queue.front().is_some_and(|segment| segment.last_batch() == batch) {
+            self.finish().await?;
+        }
+        Ok(())
+    }
+
+    /// The first segment of the queue is wholly applied: it is retained.
+    async fn finish(&mut self) -> Result<(), FlushError> {
+        if let Some(segment) = self.queue.pop_front() {
+            self.retained.push_back((Instant::now(), segment));
+            self.release();
+        }
+        self.gauge_bytes();
+        self.budget().await
+    }
+
+    /// Removes retained segments that are old enough, or too many.
+    fn release(&mut self) {
+        let mut bytes: usize = self.retained.iter().map(|(_, segment)| segment.bytes()).sum();
+        while let Some((since, segment)) = self.retained.front() {
+            if since.elapsed() < self.config.retain && bytes <= self.config.pending_bytes_max {
+                break;
+            }
+            bytes -= segment.bytes();
+            let segment = Arc::clone(segment);
+            self.remove(&segment);
+            self.retained.pop_front();
+        }
+        self.stats.retained_segments.set(self.retained.len() as u64);
+    }
+
+    fn remove(&mut self, segment: &Sealed) {
+        for batch in segment.first_batch()..=segment.last_batch() {
+            self.done.remove(&batch);
+        }
+        if let Err(error) = segment.remove() {
+            warn!(%error, "cannot remove {}", segment.path().display());
+        }
+    }
+
+    fn note_applied(&self, segment: &Sealed, batch: u64) {
+        if let Err(error) = segment.set_applied(batch) {
+            // Only a hint: the token says the same.
+            warn!(%error, "cannot note progress in {}", segment.path().display());
+        }
+    }
+
+    async fn budget(&mut self) -> Result<(), FlushError> {
+        let sealed: usize = self.queue.iter().map(|segment| segment.bytes()).sum();
+        let bytes_max = self.config.pending_bytes_max.saturating_sub(sealed);
+        self.tell(ToCounters::Budget { bytes_max }).await
+    }
+
+    async fn tell(&self, message: ToCounters) -> Result<(), FlushError> {
+        self.counters.send(message).await.map_err(|_| FlushError::Counters)
+    }
+
+    /// Counts anew what waits, record by record: at the start, and after the store went back.
+    fn gauge(&self) {
+        let unapplied = |segment: &Sealed| -> usize {
+            (segment.first_batch().max(self.applied + 1)..=segment.last_batch())
+                .map(|batch| segment.batch(batch).count())
+                .sum()
+        };
+        let keys: usize = self.queue.iter().map(|segment| unapplied(segment)).sum();
+        self.stats.sealed_keys.set(keys as u64);
+        self.gauge_bytes();
+    }
+
+    fn gauge_bytes(&self) {
+        let bytes: usize = self.queue.iter().map(|segment| segment.bytes()).sum();
+        self.stats.sealed_bytes.set(bytes as u64);
+        self.stats.retained_segments.set(self.retained.len() as u64);
+    }
+
+    /// Logs a failure once per change and once a minute; returns how long to wait.
+    fn complain(&mut self, pause: &Pause) -> Duration {
+        let reason = match pause {
+            Pause::None => return Duration::ZERO,
+            Pause::Trouble(error) => {
+                use std::error::Error;
+                error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+            }
+            Pause::Own(reason) => reason.clone(),
+        };
+        self.stats.retries_total.add(1);
+        self.stats.set_store_error(reason.clone());
+        let now = Instant::now();
+        let trouble = self.trouble.get_or_insert_with(|| {
+            warn!(
+                "cannot flush: {reason}; increments are taken and kept in the journal meanwhile"
+            );
+            Trouble { since: now, tries: 0, reminded: now, pause: PAUSE_MIN }
+        });
+        trouble.tries += 1;
+        if trouble.reminded.elapsed() >= REMIND {
+            trouble.reminded = now;
+            warn!(
+                tries = trouble.tries,
+                seconds = trouble.since.elapsed().as_secs(),
+                "still cannot flush: {reason}"
+            );
+        }
+        let pause = trouble.pause;
+        trouble.pause = (pause * 2).min(PAUSE_MAX);
+        // Jitter, so that daemons that lost one store together do not come back together.
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    fn recovered(&mut self) {
+        if let Some(trouble) = self.trouble.take() {
+            self.stats.set_store_error(String::new());
+            info!(
+                tries = trouble.tries,
+                seconds = trouble.since.elapsed().as_secs_f32(),
+                "flushing again"
+            );
+        }
+    }
+}
+
+/// Whether a delta of a batch that was applied without a reply is in the value now there.
+fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64>, KeyError> {
+    match value {
+        Err(error @ (KeyError::WrongType | KeyError::NotInteger)) => Err(error),
+        // Not readable: what the key holds cannot be told.
+        Err(_) => Ok(None),
+        Ok(Some(value)) if value.checked_sub(amount).is_none() => Err(KeyError::Overflow),
+        // At the end of the range the two cases look alike. If it was taken after all, a replay
+        // overflows and does no harm.
+        Ok(Some(value)) if amount != 0 && value.checked_add(amount).is_none() => {
+            Err(KeyError::Overflow)
+        }
+        Ok(value) => Ok(value),
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,236 @@
+//! Subscribers on this daemon's own socket.
+//!
+//! Each has a bounded queue; one that does not keep up is cut off and counted, as Redis does, so
+//! that it can neither fill the memory nor hold up anyone.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use tokio::sync::mpsc;
+
+use super::listener::Client;
+use crate::stats::Stats;
+use crate::wire::encode::{self, Version};
+
+/// Messages that may wait for one subscriber.
+pub const QUEUE: usize = 256;
+
+/// An encoded message.
+pub type Frame = Rc<[u8]>;
+
+struct Subscriber {
+    client: Rc<Client>,
+    queue: mpsc::Sender<Frame>,
+    version: Version,
+    channels: HashSet<Vec<u8>>,
+    patterns: HashSet<Vec<u8>>,
+}
+
+/// See the module's documentation.
+#[derive(Default)]
+pub struct Hub {
+    subscribers: HashMap<u64, Subscriber>,
+}
+
+/// Exact names, or patterns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// `SUBSCRIBE`
+    Channel,
+    /// `PSUBSCRIBE`
+    Pattern,
+}
+
+impl Hub {
+    /// Whether this client has a queue already.
+    pub fn knows(&self, client: u64) -> bool {
+        self.subscribers.contains_key(&client)
+    }
+
+    /// Adds a client with its queue; it is subscribed to nothing.
+    pub fn add(&mut self, client: Rc<Client>, queue: mpsc::Sender<Frame>) {
+        let id = client.id;
+        let new = Subscriber {
+            client,
+            queue,
+            version: Version::Resp2,
+            channels: HashSet::new(),
+            patterns: HashSet::new(),
+        };
+        self.subscribers.insert(id, new);
+    }
+
+    /// Subscribes; returns to how much the client is subscribed.
+    pub fn subscribe(&mut self, client: u64, by: By, name: &[u8], version: Version) -> usize {
+        let Some(subscriber) = self.subscribers.get_mut(&client) else { return 0 };
+        subscriber.version = version;
+        subscriber.names(by).insert(name.to_vec());
+        subscriber.count()
+    }
+
+    /// Unsubscribes; returns to how much the client is still subscribed.
+    pub fn unsubscribe(&mut self, client: u64, by: By, name: &[u8]) -> usize {
+        let Some(subscriber) = self.subscribers.get_mut(&client) else { return 0 };
+        subscriber.names(by).remove(name);
+        subscriber.count()
+    }
+
+    /// What the client is subscribed to.
+    pub fn names(&self, client: u64, by: By) -> Vec<Vec<u8>> {
+        let names = self.subscribers.get(&client).map(|subscriber| match by {
+            By::Channel => &subscriber.channels,
+            By::Pattern => &subscriber.patterns,
+        });
+        names.map(|names| names.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Forgets a client.
+    pub fn remove(&mut self, client: u64) {
+        self.subscribers.remove(&client);
+    }
+
+    /// Hands a message to everyone who is subscribed to `channel`.
+    pub fn publish(&mut self, channel: &[u8], message: &[u8], stats: &Stats) {
+        // One encoding for each version, whoever gets it.
+        let mut plain: [Option<Frame>; 2] = [None, None];
+        self.subscribers.retain(|_, subscriber| {
+            let mut keeps_up = true;
+            if subscriber.channels.contains(channel) {
+                let version = subscriber.version;
+                let frame = plain[usize::from(version == Version::Resp3)]
+                    .get_or_insert_with(|| frame(version, &[b"message", channel, message]));
+                keeps_up = subscriber.queue.try_send(Rc::clone(frame)).is_ok();
+            }
+            for pattern in subscriber.patterns.iter().filter(|p| glob(p, channel)) {
+                let frame =
+                    frame(subscriber.version, &[b"pmessage", pattern, channel, message]);
+                keeps_up &= subscriber.queue.try_send(frame).is_ok();
+            }
+            if !keeps_up {
+                stats.subscribers_dropped_total.add(1);
+                tracing::warn!(
+                    client = subscriber.client.id,
+                    "a subscriber did not keep up and is cut off"
+                );
+                subscriber.client.cut_off();
+            }
+            keeps_up
+        });
+    }
+}
+
+impl Subscriber {
+    fn names(&mut self, by: By) -> &mut HashSet<Vec<u8>> {
+        match by {
+            By::Channel => &mut self.channels,
+            By::Pattern => &mut self.patterns,
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.channels.len() + self.patterns.len()
+    }
+}
+
+fn frame(version: Version, parts: &[&[u8]]) -> Frame {
+    let mut out = Vec::new();
+    encode::push(&mut out, parts.len(), version);
+    for part in parts {
+        encode::bulk(&mut out, part);
+    }
+    out.into()
+}
+
+/// Redis' glob: `*`, `?`, `[a-c]`, `[^x]`, and `\` before a character that means itself.
+pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when the last star takes one character more.
+    let mut star = None;
+    loop {
+        if p < pattern.len() && pattern[p] == b'*' {
+            star = Some((p + 1, t));
+            p += 1;
+            continue;
+        }
+        if t == text.len() {
+            return p == pattern.len();
+        }
+        match one(&pattern[p.min(pattern.len())..], text[t]) {
+            Some(len) => {
+                p += len;
+                t += 1;
+            }
+            None => match star {
+                None => return false,
+                Some((after, from)) => {
+                    p = after;
+                    t = from + 1;
+                    star = Some((after, t));
+                }
+            },
+        }
+    }
+}
+
+/// Whether the first element of the pattern takes `byte`; its length if so.
+fn one(pattern: &[u8], byte: u8) -> Option<usize> {
+    match *pattern {
+        [] => None,
+        [b'?', ..] => Some(1),
+        [b'\\', literal, ..] => (literal == byte).then_some(2),
+        [b'[', ref rest @ ..] => {
+            let (negated, from) = if rest.first() == Some(&b'^') { (true, 1) } else { (false, 0) };
+            let mut at = from;
+            let mut found = false;
+            while at < rest.len() && rest[at] != b']' {
+                match rest[at..] {
+                    [b'\\', literal, ..] => {
+                        found |= literal == byte;
+                        at += 2;
+                    }
+                    [low, b'-', high, ..] if high != b']' => {
+                        found |= (low.min(high)..=low.max(high)).contains(&byte);
+                        at += 3;
+                    }
+                    [literal, ..] => {
+                        found |= literal == byte;
+                        at += 1;
+                    }
+                    [] => break,
+                }
+            }
+            (found != negated).then_some((at + 2).min(pattern.len()))
+        }
+        [literal, ..] => (literal == byte).then_some(1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::glob;
+
+    #[test]
+    fn globs_match_as_in_redis() {
+        for (pattern, text, expected) in [
+            ("*", "", true),
+            ("h?llo", "hello", true),
+            ("h?llo", "hllo", false),
+            ("h*llo", "heeeello", true),
+            ("h[ae]llo", "hallo", true),
+            ("h[ae]llo", "hillo", false),
+            ("h[^e]llo", "hello", false),
+            ("h[a-b]llo", "hbllo", true),
+            ("tallyd:*", "tallyd:deltas", true),
+            ("tallyd:*", "tally:deltas", false),
+            ("a\\*b", "a*b", true),
+            ("a\\*b", "axb", false),
+            ("*a*b*c", "xxaxxbxxc", true),
+            ("*a*b*c", "xxaxxcxxb", false),
+            ("abc", "abcd", false),
+            ("abcd", "abc", false),
+            ("[", "a", false),
+        ] {
+            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+        }
+    }
+}

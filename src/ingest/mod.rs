@@ -1,0 +1,45 @@
+//! The edge to the applications: a Unix socket that speaks the Redis protocol.
+//!
+//! Everything here runs on one thread, as in Redis: what a burst of commands changes, it changes
+//! without a lock. A burst is read, decoded, applied in groups and answered with one write.
+//!
+//! - [`listener`]: the socket
+//! - [`connection`]: read, answer, write; what a client may have to wait for
+//! - [`session`]: what one client's commands do; the hot path
+//! - [`commands`]: the commands beside the counters
+//! - [`core`]: the counters' owner: table, open segment, messages from the stages
+//! - [`loads`]: clients that wait for a value of the store
+//! - [`durable`]: clients that wait for the disk
+//! - [`hub`]: subscribers
+//! - [`report`]: `INFO`, `TALLY.STATS`
+
+pub mod commands;
+pub mod connection;
+pub mod core;
+pub mod durable;
+pub mod hub;
+pub mod listener;
+pub mod loads;
+pub mod report;
+pub mod session;
+
+use std::time::Duration;
+
+/// What this room needs to know.
+#[derive(Debug, Clone)]
+pub struct IngestConfig {
+    /// Longest key, in bytes.
+    pub key_bytes_max: usize,
+    /// An epoch with so many keys is sealed early.
+    pub epoch_keys_max: usize,
+    /// Whether a key never seen is read from the store before its first answer.
+    pub load: bool,
+    /// How long an answer waits for that.
+    pub load_timeout: Duration,
+    /// Whether answers wait until the journal is on the disk.
+    pub sync_always: bool,
+    /// Connections at a time.
+    pub connections_max: usize,
+    /// The channel of deltas.
+    pub channel: String,
+}

@@ -1,0 +1,21 @@
+//! What has been acknowledged and is not yet known to be in the store, on disk.
+//!
+//! The journal is not a log of increments: a segment holds one record for each key of its epoch,
+//! updated in place through a memory map. It costs no system call an increment and grows with
+//! distinct keys, not with traffic. A sealed segment *is* the list of batches to send.
+//!
+//! - [`format`]: the bytes
+//! - [`segment`]: the open segment and the sealed ones
+//! - [`examine`]: a file as it lies on the disk, sound or not
+//! - [`directory`]: the state directory: lock, node id, recovery
+//! - [`rejected`]: deltas that the store refused for good
+
+pub mod directory;
+pub mod examine;
+pub mod format;
+pub mod rejected;
+pub mod segment;
+mod store16;
+
+pub use directory::{Directory, JournalError, Recovery};
+pub use segment::{Sealed, SyncHandle, Writer};

@@ -1,0 +1,418 @@
+//! One segment: open and written in place, or sealed and read.
+//!
+//! Invariants:
+//! 1. Bytes below `end` are whole records; `end` moves only after the record below it is whole.
+//! 2. Memory is touched only below `allocated`, which the file system has promised: a full disk is
+//!    an error at opening or growing, never a SIGBUS.
+//! 3. A sealed segment's records never change; its file gets no other writes than the `applied`
+//!    cell.
+//!
+//! A write through the map is in the kernel's page cache at once: it survives the process without
+//! any system call. Only a power cut needs [`Sealed::sync`] or [`SyncHandle::sync`].
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use memmap2::{Mmap, MmapMut, MmapOptions};
+use rustix::fs::{FallocateFlags, fallocate};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::format::{
+    self, APPLIED_AT, DELTA_FACTOR, END_AT, FIRST_BATCH_AT, Header, RECORD_HEAD, RECORDS_AT,
+    SEALED_AT, cell_check, record_bytes, record_check, record_seed,
+};
+use super::store16::store16;
+use crate::counters::{RecordError, Recorder, prefetch};
+use crate::store::Delta;
+
+/// A new segment's size in bytes: room for some 30,000 short keys before it first grows.
+const BYTES_INITIAL: usize = 1 << 20;
+
+/// The open segment. Lives on the ingest thread.
+pub struct Writer {
+    file: Arc<File>,
+    path: PathBuf,
+    map: MmapMut,
+    header: Header,
+    salt: u64,
+    first_batch: u64,
+    end: usize,
+    /// No record may end beyond this, whatever the file could hold.
+    bytes_max: usize,
+    records: u32,
+    batch_starts: Vec<u32>,
+}
+
+impl Writer {
+    /// Creates the segment's file and preallocates it.
+    ///
+    /// # Errors
+    /// What the file system says; a partial file is removed again.
+    pub fn create(path: PathBuf, header: Header, bytes_max: usize) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        let made = (|| {
+            fallocate(&file, FallocateFlags::empty(), 0, BYTES_INITIAL as u64)?;
+            map_mut(&file, BYTES_INITIAL)
+        })();
+        match made {
+            Ok(mut map) => {
+                map[..56].copy_from_slice(&header.encode());
+                Ok(Writer {
+                    file: Arc::new(file),
+                    path,
+                    map,
+                    header,
+                    salt: header.salt(),
+                    first_batch: 0,
+                    end: RECORDS_AT,
+                    bytes_max,
+                    records: 0,
+                    batch_starts: Vec::new(),
+                })
+            }
+            Err(error) => {
+                // What could not be preallocated holds nothing yet.
+                let _ = std::fs::remove_file(&path);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes up a segment that a process left open, to seal it.
+    pub(super) fn reopen(file: File, path: PathBuf, parts: SealedParts) -> io::Result<Self> {
+        let needed = parts.end + table_bytes(parts.batch_starts.len());
+        let bytes = (file.metadata()?.len() as usize).max(needed).next_multiple_of(4096);
+        fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)?;
+        let mut writer = Writer {
+            map: map_mut(&file, bytes)?,
+            file: Arc::new(file),
+            path,
+            header: parts.header,
+            salt: parts.header.salt(),
+            first_batch: parts.first_batch,
+            end: parts.end,
+            bytes_max: 0,
+            records: parts.records,
+            batch_starts: parts.batch_starts,
+        };
+        writer.begin(parts.first_batch);
+        Ok(writer)
+    }
+
+    /// Makes this the open segment: from here on it takes records.
+    pub fn begin(&mut self, first_batch: u64) {
+        self.first_batch = first_batch;
+        self.cell(FIRST_BATCH_AT, first_batch);
+        self.cell(END_AT, self.end as u64);
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.header.number
+    }
+
+    /// Number of records.
+    pub fn records(&self) -> u32 {
+        self.records
+    }
+
+    /// Bytes of records.
+    pub fn bytes(&self) -> usize {
+        self.end - RECORDS_AT
+    }
+
+    /// The number that the next segment's first batch will have.
+    pub fn next_first_batch(&self) -> u64 {
+        self.first_batch + self.batch_starts.len() as u64
+    }
+
+    /// Bounds the bytes of records from now on.
+    pub fn set_bytes_max(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
+    /// What another thread needs to make the records durable.
+    pub fn sync_handle(&self) -> SyncHandle {
+        SyncHandle(Arc::clone(&self.file))
+    }
+
+    /// Ends the epoch: marks the segment as sealed, writes the table of its batches and shrinks
+    /// the file to what it holds. Does file I/O: not for the ingest thread.
+    ///
+    /// # Errors
+    /// What the system says; the records are safe, and recovery seals the segment.
+    pub fn seal(mut self) -> io::Result<Sealed> {
+        let table = batch_table(&self.batch_starts, self.salt);
+        let end = self.end;
+        // `append` kept the room.
+        self.map[end..end + table.len()].copy_from_slice(&table);
+        fence(Ordering::Release);
+        self.cell(SEALED_AT, 1 + u64::from(self.records));
+        let bytes = (end + table.len()).next_multiple_of(4096);
+        // The map is given up before the shortened file is mapped anew: nothing may touch the cut.
+        drop(self.map);
+        let map = map_read(&self.file, bytes)?;
+        rustix::fs::ftruncate(&*self.file, bytes as u64)?;
+        Ok(Sealed {
+            file: self.file,
+            path: self.path,
+            map,
+            header: self.header,
+            salt: self.salt,
+            first_batch: self.first_batch,
+            applied: AtomicU64::new(self.first_batch - 1),
+            end,
+            records: self.records,
+            batch_starts: self.batch_starts,
+        })
+    }
+
+    /// Removes a segment that never took a record.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn discard(self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+
+    fn cell(&mut self, at: usize, value: u64) {
+        store16(&mut self.map, at, value, cell_check(self.salt, at, value));
+    }
+
+    #[cold]
+    fn grow(&mut self, needed: usize) -> io::Result<()> {
+        let bytes = (self.map.len() * 2).max(needed).next_multiple_of(4096);
+        fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as u64)?;
+        self.map = map_mut(&self.file, bytes)?;
+        Ok(())
+    }
+}
+
+impl Recorder for Writer {
+    #[inline]
+    fn epoch(&self) -> u32 {
+        // 0 is "none"; numbers begin at 1 and two live epochs are never 2^32 apart.
+        self.header.number as u32 | u32::from(self.header.number as u32 == 0)
+    }
+
+    fn append(&mut self, key: &[u8], amount: i64) -> Result<u32, RecordError> {
+        let at = self.end;
+        let end = at + record_bytes(key.len());
+        if end - RECORDS_AT > self.bytes_max {
+            return Err(RecordError::Limit);
+        }
+        // Sealing writes the table behind the records; its room is taken now, while "no" is an answer.
+        let needed = end + table_bytes(self.batch_starts.len() + 1);
+        if needed > self.map.len() && self.grow(needed).is_err() {
+            return Err(RecordError::Disk);
+        }
+        let bytes = &mut self.map[at..end];
+        bytes[16..RECORD_HEAD].copy_from_slice(&(key.len() as u32).to_le_bytes());
+        bytes[RECORD_HEAD..RECORD_HEAD + key.len()].copy_from_slice(key);
+        let check = record_check(record_seed(self.salt, at, key), amount);
+        store16(&mut self.map, at, amount as u64, check);
+        // The record is whole before `end` says so.
+        fence(Ordering::Release);
+        self.end = end;
+        self.cell(END_AT, end as u64);
+        if self.records.is_multiple_of(self.header.batch_keys) {
+            self.batch_starts.push((at / 16) as u32);
+        }
+        self.records += 1;
+        Ok((at / 16) as u32)
+    }
+
+    #[inline]
+    fn add(&mut self, record: u32, amount: i64) -> Result<(), RecordError> {
+        let at = record as usize * 16;
+        let delta = format::u64_at(&self.map, at) as i64;
+        let Some(sum) = delta.checked_add(amount) else {
+            return Err(RecordError::Overflow);
+        };
+        let check = format::u64_at(&self.map, at + 8)
+            .wrapping_add(DELTA_FACTOR.wrapping_mul(amount as u64));
+        store16(&mut self.map, at, sum as u64, check);
+        Ok(())
+    }
+
+    #[inline]
+    fn prefetch(&self, record: u32) {
+        if let Some(line) = self.map.get(record as usize * 16) {
+            prefetch(line);
+        }
+    }
+}
+
+/// Makes what is in the open segment durable, from another thread.
+#[derive(Clone)]
+pub struct SyncHandle(Arc<File>);
+
+impl SyncHandle {
+    /// Waits until everything written so far would survive a power cut.
+    ///
+    /// # Errors
+    /// What the system says; nothing younger than the last success is durable then.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fdatasync(&*self.0)?)
+    }
+}
+
+/// An immutable segment: a list of batches.
+pub struct Sealed {
+    file: Arc<File>,
+    path: PathBuf,
+    map: Mmap,
+    header: Header,
+    salt: u64,
+    first_batch: u64,
+    applied: AtomicU64,
+    end: usize,
+    records: u32,
+    batch_starts: Vec<u32>,
+}
+
+impl Sealed {
+    /// Of parts that recovery has read and checked.
+    pub(super) fn from_parts(file: File, path: PathBuf, map: Mmap, parts: SealedParts) -> Self {
+        Sealed {
+            file: Arc::new(file),
+            path,
+            map,
+            salt: parts.header.salt(),
+            header: parts.header,
+            first_batch: parts.first_batch,
+            applied: AtomicU64::new(parts.applied),
+            end: parts.end,
+            records: parts.records,
+            batch_starts: parts.batch_starts,
+        }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.header.number
+    }
+
+    /// Number of records.
+    pub fn records(&self) -> u32 {
+        self.records
+    }
+
+    /// Bytes of records.
+    pub fn bytes(&self) -> usize {
+        self.end - RECORDS_AT
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Number of its first batch.
+    pub fn first_batch(&self) -> u64 {
+        self.first_batch
+    }
+
+    /// Number of its last batch; one less than the first when it has none.
+    pub fn last_batch(&self) -> u64 {
+        self.first_batch + self.batch_starts.len() as u64 - 1
+    }
+
+    /// Last batch known to be in the store; one less than the first for none.
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the store has everything up to `batch`.
+    ///
+    /// Not synced: after a power cut the token tells more than this cell, never less.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn set_applied(&self, batch: u64) -> io::Result<()> {
+        self.applied.store(batch, Ordering::Relaxed);
+        let mut cell = [0; 16];
+        cell[..8].copy_from_slice(&batch.to_le_bytes());
+        cell[8..].copy_from_slice(&cell_check(self.salt, APPLIED_AT, batch).to_le_bytes());
+        self.file.write_all_at(&cell, APPLIED_AT as u64)
+    }
+
+    /// The deltas of one batch, in their order; empty when its records were damaged.
+    pub fn batch(&self, number: u64) -> impl Iterator<Item = Delta<'_>> {
+        let index = number.wrapping_sub(self.first_batch) as usize;
+        let start = |i: usize| self.batch_starts.get(i).map(|&at| at as usize * 16);
+        let mut at = start(index).unwrap_or(self.end);
+        let end = start(index + 1).unwrap_or(self.end);
+        std::iter::from_fn(move || {
+            while at < end {
+                if let Some(record) = format::record(&self.map, at, end, self.salt) {
+                    at = record.next;
+                    return Some(Delta { key: record.key, amount: record.delta });
+                }
+                at += 16; // Damaged, and reported when it was recovered: look for the next sound one.
+            }
+            None
+        })
+    }
+
+    /// Every delta, in the order of the batches.
+    pub fn deltas(&self) -> impl Iterator<Item = Delta<'_>> {
+        (self.first_batch..=self.last_batch()).flat_map(|number| self.batch(number))
+    }
+
+    /// Waits until the segment would survive a power cut.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::fdatasync(&*self.file)?)
+    }
+
+    /// Removes the file: all of it is in the store, and was retained long enough.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn remove(&self) -> io::Result<()> {
+        std::fs::remove_file(&self.path)
+    }
+}
+
+/// What recovery found out about a segment.
+pub(super) struct SealedParts {
+    pub header: Header,
+    pub first_batch: u64,
+    pub applied: u64,
+    pub end: usize,
+    pub records: u32,
+    pub batch_starts: Vec<u32>,
+}
+
+/// The table that follows the records of a sealed segment.
+pub(super) fn batch_table(starts: &[u32], salt: u64) -> Vec<u8> {
+    let mut table: Vec<u8> = starts.iter().flat_map(|start| start.to_le_bytes()).collect();
+    let check = xxh3_64_with_seed(&table, salt);
+    table.extend_from_slice(&check.to_le_bytes());
+    table
+}
+
+/// Bytes of the table of so many batches.
+pub(super) fn table_bytes(batches: usize) -> usize {
+    batches * 4 + 8
+}
+
+#[allow(unsafe_code)]
+pub(super) fn map_mut(file: &File, bytes: usize) -> io::Result<MmapMut> {
+    // SAFETY: the file is ours alone (the directory is locked), is at least `bytes` long by
+    // `fallocate`, and is shortened only after this map is gone.
+    unsafe { MmapOptions::new().len(bytes).map_mut(file) }
+}
+
+#[allow(unsafe_code)]
+pub(super) fn map_read(file: &File, bytes: usize) -> io::Result<Mmap> {
+    // SAFETY: as for `map_mut`; the `applied` cell, which changes, is never read through it.
+    unsafe { MmapOptions::new().len(bytes).map(file) }
+}

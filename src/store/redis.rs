@@ -1,0 +1,157 @@
+//! The store in a single Redis or Valkey: over TCP, TLS or a Unix socket.
+//!
+//! Three kinds of connection, none of which waits for another: a lane for batches
+//! ([`lane`], own code, because the answer to "was it applied?" hangs on every byte of it), one
+//! shared connection for reads and one for publishing ([`reads`], the `redis` crate's multiplexed
+//! one). All of them begin with the same handshake ([`handshake`]) on the same kind of byte stream
+//! ([`stream`]).
+//!
+//! Invariants:
+//! 1. A lane's connection is its own, and nothing reconnects it in silence: that would lose the
+//!    `WATCH` that makes a late transaction abort.
+//! 2. A lane has one batch in flight. In a chain sent blind, the `WATCH` behind an aborted `EXEC`
+//!    would arm the next one, which would then count twice.
+//! 3. No error and no log line carries a password: addresses are shown without credentials, and
+//!    the server's words about `AUTH` are not repeated, as some servers echo its arguments.
+//!
+//! It refuses Redis Cluster (the server answers `MOVED` or `CROSSSLOT`, which is handed up).
+
+mod codec;
+mod exchange;
+mod handshake;
+mod lane;
+mod reads;
+mod replies;
+mod server_error;
+mod stream;
+mod tls;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::ConnectionInfo;
+use bytes::Bytes;
+
+use self::exchange::Wire;
+pub use self::lane::RedisLane;
+use self::reads::Shared;
+use self::stream::Connector;
+use super::{Identity, READ_KEYS_MAX, Reading, Standing, Store, StoreError};
+
+/// What a flush promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Delivery {
+    /// A transaction with a token: whatever happens to the connection, a batch counts once.
+    #[default]
+    ExactlyOnce,
+    /// A plain pipeline, for proxies that refuse `MULTI`: a lost reply may count a batch twice.
+    AtLeastOnce,
+}
+
+/// How long to wait for the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a connection, its TLS included, and the handshake on it: each.
+    pub connect: Duration,
+    /// For a batch, without a single byte going either way.
+    pub progress: Duration,
+    /// For the answer to a read or a publish.
+    pub response: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            progress: Duration::from_secs(10),
+            response: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Where the server is, and how to use it.
+#[derive(Clone)]
+pub struct RedisConfig {
+    /// Address, TLS, database number, user and password.
+    pub info: ConnectionInfo,
+    /// What a flush promises.
+    pub delivery: Delivery,
+    /// The channel that [`Store::publish`] sends to.
+    pub channel: String,
+    /// How long to wait.
+    pub timeouts: Timeouts,
+}
+
+/// Leaves out the credentials.
+impl fmt::Debug for RedisConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConfig")
+            .field("address", &self.info.addr().to_string())
+            .field("db", &self.info.redis_settings().db())
+            .field("delivery", &self.delivery)
+            .field("channel", &self.channel)
+            .field("timeouts", &self.timeouts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A store in one Redis or Valkey server.
+#[derive(Debug)]
+pub struct RedisStore {
+    config: Arc<RedisConfig>,
+    identity: Identity,
+    connector: Arc<Connector>,
+    // Two connections, so that a large message does not hold up a read behind it.
+    reads: Shared,
+    publishing: Shared,
+}
+
+impl RedisStore {
+    /// A store that connects when it is first used.
+    pub fn new(config: RedisConfig, identity: Identity) -> Self {
+        let config = Arc::new(config);
+        let connector = Arc::new(Connector::new(
+            config.info.addr().clone(),
+            config.timeouts.connect,
+        ));
+        Self {
+            reads: Shared::new(config.clone(), connector.clone()),
+            publishing: Shared::new(config.clone(), connector.clone()),
+            connector,
+            config,
+            identity,
+        }
+    }
+}
+
+impl Store for RedisStore {
+    type Lane = RedisLane;
+
+    async fn connect(&self) -> Result<(RedisLane, Standing), StoreError> {
+        let stream = self.connector.connect().await?;
+        let wire = Wire::new(
+            stream,
+            self.connector.address().clone(),
+            self.config.timeouts.connect,
+        );
+        RedisLane::open(wire, &self.config, self.identity).await
+    }
+
+    async fn read(&self, keys: &[Bytes]) -> Result<Reading, StoreError> {
+        if keys.len() > READ_KEYS_MAX {
+            return Err(StoreError::Protocol {
+                address: self.connector.address().to_string(),
+                message: format!("a read of {} keys, over {READ_KEYS_MAX}", keys.len()),
+            });
+        }
+        match self.config.delivery {
+            Delivery::ExactlyOnce => self.reads.read(keys).await,
+            Delivery::AtLeastOnce => self.reads.read_plain(keys).await,
+        }
+    }
+
+    async fn publish(&self, message: &[u8]) -> Result<(), StoreError> {
+        self.publishing.publish(message).await
+    }
+}

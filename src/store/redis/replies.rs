@@ -1,0 +1,338 @@
+//! Follows the replies to a batch, and says what became of it.
+//!
+//! Invariants:
+//! 1. "Not applied" is said only on the server's word: a nil or a known refusal in the place of
+//!    `EXEC`'s result.
+//! 2. Whether a refused `INCRBY` is the fault of its key is told by its neighbour, the `INCRBY` of
+//!    the clock: a user who may increment that one has the command, so it is the key that is
+//!    refused. Error texts, which differ between versions, are not asked.
+
+use super::codec::Reply;
+use super::exchange::Replies;
+use super::server_error::{self, concerns_all};
+use crate::store::KeyError;
+
+/// What the token held before a transaction set it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum OldToken {
+    Absent,
+    Text(Vec<u8>),
+    /// `SET … GET` itself failed inside the transaction.
+    Failed(String),
+}
+
+/// What came in the place of `EXEC`'s result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    Ran,
+    /// A watched key had changed.
+    Aborted,
+    /// `EXEC` was answered by an error.
+    Refused(String),
+}
+
+/// What became of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It ran. The clock is an error where its `INCRBY` failed, and `Ok(0)` where none was due.
+    Ran {
+        values: Vec<Result<i64, KeyError>>,
+        clock: Result<i64, String>,
+        old: OldToken,
+    },
+    /// The token had changed: nothing of it is in the store.
+    Aborted,
+    /// These keys, by index, keep it from running: nothing of it is in the store.
+    Keys(Vec<(usize, KeyError)>),
+    /// The server takes none of it: nothing of it is in the store.
+    Refused(String),
+    /// The server did what it must not do; anything may have happened.
+    Broken(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Multi,
+    /// Acknowledgement of the command with this index.
+    Queued(usize),
+    Exec,
+    /// Result of the command with this index.
+    Result(usize),
+    Watch,
+    Nothing,
+}
+
+/// Follows `MULTI · INCRBY key … · [INCRBY clock] · SET token GET · EXEC · WATCH token`.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    keys: usize,
+    /// Keys, clock and token together.
+    commands: usize,
+    due: Due,
+    multi_refused: Option<String>,
+    queue_errors: Vec<(usize, String)>,
+    values: Vec<Result<i64, KeyError>>,
+    clock: Result<i64, String>,
+    old: OldToken,
+    end: Option<End>,
+}
+
+impl Transaction {
+    /// Of a batch of so many keys.
+    pub(super) fn batch(keys: usize) -> Self {
+        Self::new(keys, keys + 2)
+    }
+
+    /// Of a claim: it sets the token, nothing else.
+    pub(super) fn claim() -> Self {
+        Self::new(0, 1)
+    }
+
+    fn new(keys: usize, commands: usize) -> Self {
+        Self {
+            keys,
+            commands,
+            due: Due::Multi,
+            multi_refused: None,
+            queue_errors: Vec::new(),
+            values: Vec::with_capacity(keys),
+            clock: Ok(0),
+            old: OldToken::Absent,
+            end: None,
+        }
+    }
+
+    /// What became of it, once all replies have been taken.
+    pub(super) fn verdict(self) -> Verdict {
+        if let Some(message) = self.multi_refused {
+            return Verdict::Broken(format!(
+                "MULTI was refused ({message}): the commands behind it may have run one by one"
+            ));
+        }
+        match self.end {
+            Some(End::Ran) if self.queue_errors.is_empty() => Verdict::Ran {
+                values: self.values,
+                clock: self.clock,
+                old: self.old,
+            },
+            Some(End::Aborted) => Verdict::Aborted,
+            Some(End::Refused(message)) if concerns_all(&message) => {
+                refused(self.keys, self.queue_errors, message)
+            }
+            Some(End::Refused(message)) => {
+                // A proxy may say so after the server has done it.
+                Verdict::Broken(format!("EXEC was answered by an error: {message}"))
+            }
+            Some(End::Ran) => {
+                Verdict::Broken("EXEC ran though commands before it were refused".to_owned())
+            }
+            None => Verdict::Broken("the replies ended before EXEC's".to_owned()),
+        }
+    }
+
+    fn take_result(&mut self, index: usize, reply: Reply<'_>) -> Result<(), String> {
+        if index < self.keys {
+            self.values.push(match reply {
+                Reply::Integer(value) => Ok(value),
+                Reply::Error(message) => Err(server_error::of_key(&text(message))),
+                other => return Err(unexpected("a key's result", other)),
+            });
+        } else if index + 1 < self.commands {
+            self.clock = match reply {
+                Reply::Integer(value) => Ok(value),
+                Reply::Error(message) => Err(text(message)),
+                other => return Err(unexpected("the clock's result", other)),
+            };
+        } else {
+            self.old = match reply {
+                Reply::Nil => OldToken::Absent,
+                Reply::Bulk(value) => OldToken::Text(value.to_vec()),
+                Reply::Error(message) => OldToken::Failed(text(message)),
+                other => return Err(unexpected("the token's old value", other)),
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Nothing was applied: because of some keys, or because of everything?
+fn refused(keys: usize, mut errors: Vec<(usize, String)>, exec: String) -> Verdict {
+    let by_key = !errors.is_empty()
+        && errors
+            .iter()
+            .all(|(index, message)| *index < keys && !concerns_all(message));
+    if by_key {
+        return Verdict::Keys(
+            errors
+                .iter()
+                .map(|(index, message)| (*index, server_error::of_key(message)))
+                .collect(),
+        );
+    }
+    // The first error that is not one key's, as EXEC itself only says "previous errors".
+    let telling = errors
+        .iter()
+        .position(|(index, message)| *index >= keys || concerns_all(message));
+    Verdict::Refused(match telling {
+        Some(at) => errors.swap_remove(at).1,
+        None => exec,
+    })
+}
+
+impl Replies for Transaction {
+    fn take(&mut self, reply: Reply<'_>) -> Result<bool, String> {
+        self.due = match (self.due, reply) {
+            (Due::Multi, Reply::Status(b"OK")) => Due::Queued(0),
+            (Due::Multi, Reply::Error(message)) => {
+                self.multi_refused = Some(text(message));
+                // What follows are the results of commands that ran unguarded: of no use.
+                Due::Nothing
+            }
+            (Due::Queued(index), reply) => {
+                match reply {
+                    Reply::Status(b"QUEUED") => {}
+                    Reply::Error(message) => self.queue_errors.push((index, text(message))),
+                    other => return Err(unexpected("QUEUED", other)),
+                }
+                if index + 1 == self.commands {
+                    Due::Exec
+                } else {
+                    Due::Queued(index + 1)
+                }
+            }
+            (Due::Exec, Reply::Array(length)) if length == self.commands => {
+                self.end = Some(End::Ran);
+                Due::Result(0)
+            }
+            (Due::Exec, Reply::Nil) => {
+                self.end = Some(End::Aborted);
+                Due::Nothing
+            }
+            (Due::Exec, Reply::Error(message)) => {
+                self.end = Some(End::Refused(text(message)));
+                Due::Nothing
+            }
+            (Due::Result(index), reply) => {
+                self.take_result(index, reply)?;
+                if index + 1 == self.commands {
+                    Due::Watch
+                } else {
+                    Due::Result(index + 1)
+                }
+            }
+            (Due::Watch, Reply::Status(b"OK")) => Due::Nothing,
+            (due, reply) => return Err(unexpected(&format!("{due:?}"), reply)),
+        };
+        Ok(self.due == Due::Nothing)
+    }
+}
+
+/// Follows `INCRBY key … · INCRBY clock`, each on its own.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    keys: usize,
+    pub(super) values: Vec<Result<i64, KeyError>>,
+    /// `None` until its reply has come, which is the last.
+    pub(super) clock: Option<Result<i64, String>>,
+}
+
+impl Pipeline {
+    pub(super) fn new(keys: usize) -> Self {
+        Self {
+            keys,
+            values: Vec::with_capacity(keys),
+            clock: None,
+        }
+    }
+}
+
+impl Replies for Pipeline {
+    fn take(&mut self, reply: Reply<'_>) -> Result<bool, String> {
+        let result = match reply {
+            Reply::Integer(value) => Ok(value),
+            Reply::Error(message) => Err(text(message)),
+            other => return Err(unexpected("INCRBY's result", other)),
+        };
+        if self.values.len() < self.keys {
+            self.values
+                .push(result.map_err(|message| server_error::of_key(&message)));
+            Ok(false)
+        } else {
+            self.clock = Some(result);
+            Ok(true)
+        }
+    }
+}
+
+/// A whole reply, for the handshake, where nothing is counted in nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Frame {
+    Status(String),
+    Error(String),
+    Integer(i64),
+    Bulk(Vec<u8>),
+    Nil,
+    Array(Vec<Frame>),
+}
+
+/// Collects a number of whole replies; arrays in arrays are not due in a handshake.
+#[derive(Debug)]
+pub(super) struct Frames {
+    due: usize,
+    pub(super) seen: Vec<Frame>,
+    /// How many elements the array at the end of `seen` still lacks.
+    open: usize,
+}
+
+impl Frames {
+    pub(super) fn new(due: usize) -> Self {
+        Self {
+            due,
+            seen: Vec::with_capacity(due),
+            open: 0,
+        }
+    }
+}
+
+impl Replies for Frames {
+    fn take(&mut self, reply: Reply<'_>) -> Result<bool, String> {
+        let frame = match reply {
+            Reply::Status(line) => Frame::Status(text(line)),
+            Reply::Error(line) => Frame::Error(text(line)),
+            Reply::Integer(value) => Frame::Integer(value),
+            Reply::Bulk(bytes) => Frame::Bulk(bytes.to_vec()),
+            Reply::Nil => Frame::Nil,
+            Reply::Array(length) if self.open == 0 => {
+                self.open = length;
+                self.seen.push(Frame::Array(Vec::new()));
+                return Ok(length == 0 && self.seen.len() == self.due);
+            }
+            Reply::Array(_) => return Err("an array in an array".to_owned()),
+        };
+        if self.open > 0
+            && let Some(Frame::Array(elements)) = self.seen.last_mut()
+        {
+            elements.push(frame);
+            self.open -= 1;
+        } else {
+            self.seen.push(frame);
+        }
+        Ok(self.open == 0 && self.seen.len() == self.due)
+    }
+}
+
+fn text(line: &[u8]) -> String {
+    String::from_utf8_lossy(line).into_owned()
+}
+
+fn unexpected(due: &str, seen: Reply<'_>) -> String {
+    let seen = match seen {
+        Reply::Status(line) => format!("+{}", line.escape_ascii()),
+        Reply::Error(line) => format!("-{}", line.escape_ascii()),
+        Reply::Integer(value) => format!(":{value}"),
+        Reply::Bulk(bytes) => format!("a string of {} bytes", bytes.len()),
+        Reply::Nil => "nil".to_owned(),
+        Reply::Array(length) => format!("an array of {length}"),
+    };
+    format!("{seen} where {due} was due")
+}

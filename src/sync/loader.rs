@@ -1,0 +1,53 @@
+//! The loader: reads from the store what clients wait for, all keys of a moment in one round trip.
+//!
+//! While one read is under way the next keys gather, so that a slow store gets larger reads, not
+//! more of them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::flush::ToCounters;
+use crate::stats::Stats;
+use crate::store::Store;
+
+/// Keys of one read.
+const KEYS_MAX: usize = 1000;
+
+/// What the loader is built from.
+pub struct Loader<S> {
+    /// Where values are read.
+    pub store: Arc<S>,
+    /// Keys that are wanted.
+    pub wanted: mpsc::Receiver<Vec<Bytes>>,
+    /// To the ingest thread.
+    pub counters: mpsc::Sender<ToCounters>,
+    /// Numbers.
+    pub stats: Arc<Stats>,
+}
+
+impl<S: Store> Loader<S> {
+    /// Runs until nobody can want anything any more.
+    pub async fn run(mut self) {
+        while let Some(mut keys) = self.wanted.recv().await {
+            while keys.len() < KEYS_MAX
+                && let Ok(more) = self.wanted.try_recv()
+            {
+                keys.extend(more);
+            }
+            while !keys.is_empty() {
+                let rest = keys.split_off(keys.len().min(KEYS_MAX));
+                let reading = self.store.read(&keys).await;
+                match &reading {
+                    Ok(_) => self.stats.loads_total.add(keys.len() as u64),
+                    Err(_) => self.stats.load_errors_total.add(1),
+                }
+                if self.counters.send(ToCounters::Loaded { keys, reading }).await.is_err() {
+                    return;
+                }
+                keys = rest;
+            }
+        }
+    }
+}

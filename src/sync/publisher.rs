@@ -1,0 +1,108 @@
+//! The publisher: one message for each applied batch, and a heartbeat in quiet times.
+//!
+//! A message that cannot be published is not tried again: its number is used up, so that receivers
+//! see the gap and read the values from the store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, warn};
+
+use super::message::{Message, VERSION};
+use crate::flush::{Announcement, Settled, ToCounters};
+use crate::stats::Stats;
+use crate::store::{Identity, Store};
+
+/// What the publisher is built from.
+pub struct Publisher<S> {
+    /// Where messages go.
+    pub store: Arc<S>,
+    /// Who sends.
+    pub identity: Identity,
+    /// The label in messages.
+    pub name: String,
+    /// Whether messages go to the store; local subscribers get them always.
+    pub enabled: bool,
+    /// Between two messages at most.
+    pub heartbeat: Duration,
+    /// From the flush stage.
+    pub announcements: mpsc::Receiver<Announcement>,
+    /// Announcements that found no room.
+    pub unannounced: Arc<AtomicU64>,
+    /// To local subscribers.
+    pub counters: mpsc::Sender<ToCounters>,
+    /// Numbers.
+    pub stats: Arc<Stats>,
+}
+
+impl<S: Store> Publisher<S> {
+    /// Runs until the flush stage has ended and all it announced is published.
+    pub async fn run(mut self) {
+        let mut seq = 0;
+        let mut clock = 0;
+        let mut failing = false;
+        let mut due = Instant::now() + self.heartbeat;
+        loop {
+            let message = match timeout_at(due, self.announcements.recv()).await {
+                Ok(None) => return,
+                Ok(Some(announcement)) => {
+                    seq += 1 + self.unannounced.swap(0, Ordering::Relaxed);
+                    clock = announcement.clock;
+                    self.message(seq, clock, Some(&announcement))
+                }
+                Err(_) => self.message(seq, clock, None),
+            };
+            due = Instant::now() + self.heartbeat;
+            let Ok(text) = serde_json::to_vec(&message) else { continue };
+            let text = Bytes::from(text);
+            if self.enabled {
+                match self.store.publish(&text).await {
+                    Ok(()) => {
+                        self.stats.published_total.add(1);
+                        failing = false;
+                    }
+                    Err(error) => {
+                        self.stats.publish_errors_total.add(1);
+                        if failing {
+                            debug!(%error, "cannot publish");
+                        } else {
+                            warn!(%error, "cannot publish; receivers will read what they missed");
+                        }
+                        failing = true;
+                    }
+                }
+            }
+            if self.counters.send(ToCounters::Message(text)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn message(&self, seq: u64, clock: u64, announcement: Option<&Announcement>) -> Message {
+        let mut message = Message {
+            v: VERSION,
+            node: self.identity.node.to_string(),
+            name: self.name.clone(),
+            run: self.identity.run.to_string(),
+            seq,
+            clock,
+            at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_millis() as u64),
+            deltas: Vec::new(),
+            deltas_b64: Vec::new(),
+        };
+        if let Some(batch) = announcement {
+            for (delta, settled) in batch.segment.batch(batch.batch).zip(&*batch.settled) {
+                if let Settled::Stored(Some(value)) = settled {
+                    message.push(delta.key, delta.amount, *value);
+                }
+            }
+        }
+        message
+    }
+}

@@ -1,0 +1,364 @@
+//! Bytes to commands, as Redis does it: RESP arrays of bulk strings, and inline commands.
+//!
+//! Invariants:
+//! 1. `at <= input.len()`: what lies before `at` has been decoded and is not looked at again, so a
+//!    command that arrives a byte at a time costs no more than one that arrives whole.
+//! 2. Nothing is allocated for a length that was announced; only bytes that came count.
+//! 3. The same bytes give the same commands however they are cut.
+
+use std::ops::Range;
+
+use super::number::parse_i64;
+
+/// A whole request, in bytes: 174,000 of the shortest arguments, or some 10,000 keys of an `MGET`.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+/// Arguments of one request.
+pub const ARGS_MAX: i64 = 1 << 20;
+/// A line: an inline command, or a length (Redis: `PROTO_INLINE_MAX_SIZE`).
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// What was found at the beginning of the input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A command; its arguments are in [`Decoder::args`]. It took so many bytes.
+    Command(usize),
+    /// Nothing to do (an empty line or array). It took so many bytes.
+    Nothing(usize),
+    /// More bytes are needed; call again with the same ones and those that follow.
+    Incomplete,
+}
+
+/// Why the connection cannot go on. The text is Redis' own where Redis has one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProtocolError {
+    /// `*` and something that is no count.
+    #[error("Protocol error: invalid multibulk length")]
+    MultibulkLength,
+    /// `$` and something that is no length.
+    #[error("Protocol error: invalid bulk length")]
+    BulkLength,
+    /// Something else where `$` was due.
+    #[error("Protocol error: expected '$', got '{}'", printable(*.0))]
+    ExpectedBulk(u8),
+    /// A line without end.
+    #[error("Protocol error: too big mbulk count string")]
+    MultibulkLine,
+    /// A line without end.
+    #[error("Protocol error: too big bulk count string")]
+    BulkLine,
+    /// A line without end.
+    #[error("Protocol error: too big inline request")]
+    InlineLine,
+    /// An inline command with an open quote.
+    #[error("Protocol error: unbalanced quotes in request")]
+    Quotes,
+    /// A request beyond [`FRAME_BYTES_MAX`].
+    #[error("Protocol error: request larger than {FRAME_BYTES_MAX} bytes")]
+    TooLarge,
+}
+
+fn printable(byte: u8) -> char {
+    if byte.is_ascii_graphic() || byte == b' ' { byte as char } else { '?' }
+}
+
+/// Where the decoding of one connection stands.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    args: Vec<Range<usize>>,
+    /// Unescaped arguments of an inline command; its ranges are ranges of this.
+    inline: Option<Vec<u8>>,
+    /// Arguments still to come; `None` outside of an array.
+    missing: Option<usize>,
+    /// Length of the bulk string whose bytes are due.
+    bulk: Option<usize>,
+    at: usize,
+}
+
+impl Decoder {
+    /// Decodes the first command of `input`, which begins where the last one ended.
+    ///
+    /// # Errors
+    /// See [`ProtocolError`]; the connection is to be closed after the error is told.
+    pub fn decode(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
+        let step = self.step(input)?;
+        match step {
+            Step::Incomplete if input.len() > FRAME_BYTES_MAX => return Err(ProtocolError::TooLarge),
+            Step::Incomplete => {}
+            Step::Command(_) | Step::Nothing(_) => {
+                self.at = 0;
+                self.missing = None;
+                self.bulk = None;
+            }
+        }
+        Ok(step)
+    }
+
+    /// Where argument `index` of the command just decoded lies in its input; `None` for an inline
+    /// command, whose arguments are copies, and for an argument that is not there.
+    pub fn place(&self, index: usize) -> Option<Range<usize>> {
+        if self.inline.is_some() { None } else { self.args.get(index).cloned() }
+    }
+
+    /// Whether the last call to `decode` ended amid a command.
+    pub fn is_amid(&self) -> bool {
+        self.at > 0 || self.missing.is_some()
+    }
+
+    /// The arguments of the command just decoded from `input`, its name first.
+    pub fn args<'a>(&'a self, input: &'a [u8]) -> Args<'a> {
+        Args { bytes: self.inline.as_deref().unwrap_or(input), ranges: &self.args }
+    }
+
+    fn step(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
+        let mut missing = match self.missing {
+            Some(missing) => missing,
+            None => match input.first() {
+                None => return Ok(Step::Incomplete),
+                Some(b'*') => {
+                    self.args.clear();
+                    self.inline = None;
+                    let Some((line, next)) = line(input, 1) else {
+                        return incomplete_line(input, 0, ProtocolError::MultibulkLine);
+                    };
+                    let count = parse_i64(line)
+                        .filter(|&count| count <= ARGS_MAX)
+                        .ok_or(ProtocolError::MultibulkLength)?;
+                    if count <= 0 {
+                        return Ok(Step::Nothing(next));
+                    }
+                    self.at = next;
+                    count as usize
+                }
+                Some(_) => return self.inline(input),
+            },
+        };
+        while missing > 0 {
+            let len = if let Some(len) = self.bulk {
+                len
+            } else {
+                match input.get(self.at) {
+                    None => break,
+                    Some(b'$') => {}
+                    Some(&other) => return Err(ProtocolError::ExpectedBulk(other)),
+                }
+                let Some((line, next)) = line(input, self.at + 1) else {
+                    self.missing = Some(missing);
+                    return incomplete_line(input, self.at, ProtocolError::BulkLine);
+                };
+                let len = parse_i64(line)
+                    .and_then(|len| usize::try_from(len).ok())
+                    .filter(|&len| len <= FRAME_BYTES_MAX)
+                    .ok_or(ProtocolError::BulkLength)?;
+                self.at = next;
+                len
+            };
+            let end = self.at + len;
+            if end + 2 > input.len() {
+                self.bulk = Some(len);
+                break;
+            }
+            self.args.push(self.at..end);
+            // Like Redis, without a look at the two bytes.
+            self.at = end + 2;
+            self.bulk = None;
+            missing -= 1;
+        }
+        if missing == 0 {
+            return Ok(Step::Command(self.at));
+        }
+        self.missing = Some(missing);
+        Ok(Step::Incomplete)
+    }
+
+    fn inline(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
+        let from = self.at;
+        let Some(newline) = input[from..].iter().position(|&byte| byte == b'\n') else {
+            self.at = input.len();
+            if input.len() > LINE_BYTES_MAX {
+                return Err(ProtocolError::InlineLine);
+            }
+            return Ok(Step::Incomplete);
+        };
+        let end = from + newline;
+        let line = &input[..end];
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        self.args.clear();
+        let mut words = Vec::new();
+        split_words(line, &mut words, &mut self.args)?;
+        self.inline = Some(words);
+        Ok(if self.args.is_empty() { Step::Nothing(end + 1) } else { Step::Command(end + 1) })
+    }
+}
+
+/// The bytes from `at` to the next CR LF, and where the line after it begins.
+#[inline]
+fn line(input: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let rest = input.get(at..)?;
+    // Lengths are short: a plain loop beats a search routine.
+    let end = rest.iter().take(LINE_BYTES_MAX).position(|&byte| byte == b'\r')?;
+    (at + end + 2 <= input.len()).then(|| (&rest[..end], at + end + 2))
+}
+
+fn incomplete_line(
+    input: &[u8],
+    from: usize,
+    error: ProtocolError,
+) -> Result<Step, ProtocolError> {
+    if input.len() - from > LINE_BYTES_MAX { Err(error) } else { Ok(Step::Incomplete) }
+}
+
+/// Splits a line as `sdssplitargs` of Redis does: blanks, '...' and "..." with escapes.
+fn split_words(
+    line: &[u8],
+    words: &mut Vec<u8>,
+    ranges: &mut Vec<Range<usize>>,
+) -> Result<(), ProtocolError> {
+    let mut rest = line.iter().copied().peekable();
+    loop {
+        while rest.next_if(|byte| byte.is_ascii_whitespace() || *byte == 0x0b).is_some() {}
+        if rest.peek().is_none() {
+            return Ok(());
+        }
+        let start = words.len();
+        let mut quote = None;
+        loop {
+            match (quote, rest.next()) {
+                (None, None) => break,
+                (Some(_), None) => return Err(ProtocolError::Quotes),
+                (None, Some(byte)) if byte.is_ascii_whitespace() || byte == 0 => break,
+                (None, Some(byte @ (b'"' | b'\''))) => quote = Some(byte),
+                (Some(b'"'), Some(b'\\')) => {
+                    let Some(escaped) = rest.next() else { return Err(ProtocolError::Quotes) };
+                    words.push(match escaped {
+                        b'n' => b'\n',
+                        b'r' => b'\r',
+                        b't' => b'\t',
+                        b'b' => 8,
+                        b'a' => 7,
+                        b'x' => {
+                            let mut ahead = rest.clone();
+                            match (hex(ahead.next()), hex(ahead.next())) {
+                                (Some(high), Some(low)) => {
+                                    rest = ahead;
+                                    high << 4 | low
+                                }
+                                _ => b'x',
+                            }
+                        }
+                        other => other,
+                    });
+                }
+                (Some(b'\''), Some(b'\\')) if rest.peek() == Some(&b'\'') => {
+                    rest.next();
+                    words.push(b'\'');
+                }
+                (Some(open), Some(byte)) if byte == open => {
+                    // A closing quote must end the word.
+                    match rest.peek() {
+                        None => {}
+                        Some(next) if next.is_ascii_whitespace() => {}
+                        Some(_) => return Err(ProtocolError::Quotes),
+                    }
+                    break;
+                }
+                (_, Some(byte)) => words.push(byte),
+            }
+        }
+        ranges.push(start..words.len());
+    }
+}
+
+fn hex(byte: Option<u8>) -> Option<u8> {
+    (byte? as char).to_digit(16).map(|digit| digit as u8)
+}
+
+/// The arguments of a command.
+#[derive(Debug, Clone, Copy)]
+pub struct Args<'a> {
+    bytes: &'a [u8],
+    ranges: &'a [Range<usize>],
+}
+
+impl<'a> Args<'a> {
+    /// Of ranges within `bytes`.
+    pub fn new(bytes: &'a [u8], ranges: &'a [Range<usize>]) -> Self {
+        Args { bytes, ranges }
+    }
+
+    /// How many, the name included.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Never: a command has a name.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// Argument `index`; empty if there is none.
+    #[inline]
+    pub fn get(&self, index: usize) -> &'a [u8] {
+        self.ranges.get(index).map_or(&[], |range| &self.bytes[range.clone()])
+    }
+
+    /// All from `index` on.
+    pub fn from(&self, index: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let bytes = self.bytes;
+        self.ranges.iter().skip(index).map(move |range| &bytes[range.clone()])
+    }
+}
+
+/// The key and amount of a whole `INCR key` or `INCRBY key amount` in its usual form at the
+/// beginning of `input`, and the bytes it took: the hot path. Anything else, an incomplete one
+/// included, is `None`, and is left to [`Decoder`].
+#[inline]
+pub fn increment(input: &[u8]) -> Option<(Range<usize>, i64, usize)> {
+    let (by, at) = if input.len() > 16
+        && input[..8] == *b"*2\r\n$4\r\n"
+        && input[8..12].eq_ignore_ascii_case(b"INCR")
+        && input[12..15] == *b"\r\n$"
+    {
+        (false, 15)
+    } else if input.len() > 20
+        && input[..8] == *b"*3\r\n$6\r\n"
+        && input[8..14].eq_ignore_ascii_case(b"INCRBY")
+        && input[14..17] == *b"\r\n$"
+    {
+        (true, 17)
+    } else {
+        return None;
+    };
+    let (key, at) = short_bulk(input, at)?;
+    if !by {
+        return Some((key, 1, at));
+    }
+    if *input.get(at)? != b'$' {
+        return None;
+    }
+    let (amount, at) = short_bulk(input, at + 1)?;
+    Some((key, parse_i64(&input[amount])?, at))
+}
+
+/// A bulk string of 1 to 999 bytes whose length begins at `at`.
+#[inline]
+fn short_bulk(input: &[u8], mut at: usize) -> Option<(Range<usize>, usize)> {
+    let mut len = 0;
+    for _ in 0..4 {
+        let byte = *input.get(at)?;
+        at += 1;
+        if byte == b'\r' {
+            break;
+        }
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        len = len * 10 + usize::from(digit);
+    }
+    // Four digits would have left no CR behind; "0..." would be refused by the careful decoder.
+    if len == 0 || len > 999 || *input.get(at)? != b'\n' {
+        return None;
+    }
+    let key = at + 1..at + 1 + len;
+    (key.end + 2 <= input.len()).then_some((key.clone(), key.end + 2))
+}
