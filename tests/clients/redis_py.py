@@ -20,16 +20,17 @@ DEEP = 20_000
 assert redis.__version__.startswith(VERSION), redis.__version__
 
 
-# redis-py 7 cannot speak RESP3 over any Unix socket unless this is off: it asks for the host.
-OPTIONS = {}
-if PROTOCOL == 3 and VERSION.startswith("7"):
-    from redis.maint_notifications import MaintNotificationsConfig
-
-    OPTIONS["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
-
-
 def connect(**more):
-    return redis.Redis(unix_socket_path=SOCKET, protocol=PROTOCOL, socket_timeout=30, **OPTIONS, **more)
+    options = {"protocol": PROTOCOL, "socket_timeout": 30, **more}
+    if PROTOCOL == 3 and VERSION.startswith("7"):
+        # redis-py 7 cannot speak RESP3 over any Unix socket unless this is off: it looks for a host.
+        from redis.maint_notifications import MaintNotificationsConfig
+
+        off = MaintNotificationsConfig(enabled=False)
+        kind = redis.UnixDomainSocketConnection
+        pool = redis.ConnectionPool(connection_class=kind, path=SOCKET, maint_notifications_config=off, **options)
+        return redis.Redis.from_pool(pool)
+    return redis.Redis(unix_socket_path=SOCKET, **options)
 
 
 def key(name):
