@@ -274,13 +274,10 @@ fn reads_connection_commands_and_errors_are_answered_as_redis_answers_them() {
         "SELECT 99",
         "SELECT -1",
         "SELECT abc",
-        "AUTH secret",
-        "AUTH nobody secret",
         "HELLO 4",
         "HELLO 1",
         "HELLO abc",
         "HELLO 3 FOO",
-        "HELLO 2 AUTH nobody secret",
         "RESET",
         "QUIT",
         "QUIT | INCR after-quit",
@@ -441,6 +438,20 @@ fn hello_answers_with_what_clients_look_for() {
     );
     assert!(client.number(&["CLIENT", "ID"]) > 0);
     assert_eq!(client.command(&["TIME"]).items().len(), 2);
+}
+
+/// The socket's mode decides who gets in: a client that is configured with Redis' password is let
+/// in with it, and one without is too.
+#[test]
+fn a_password_that_a_client_has_for_redis_does_no_harm() {
+    let store = RedisServer::start(&[]);
+    let daemon = Daemon::builder(store.url()).flush_interval(NEVER).start();
+    let mut client = daemon.client();
+    assert_eq!(client.command(&["AUTH", "secret"]), Value::ok());
+    assert_eq!(client.command(&["AUTH", "user", "secret"]), Value::ok());
+    let hello = client.command(&["HELLO", "3", "AUTH", "user", "secret"]);
+    assert_eq!(hello.fields()["proto"], Value::Integer(3));
+    assert!(!daemon.log().contains("secret"), "a secret in the log");
 }
 
 #[test]
