@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod counters;
+pub mod daemon;
 pub mod flush;
 pub mod ingest;
 pub mod journal;

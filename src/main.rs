@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tallyd::cli::run(std::env::args_os()).into()
+    tallyd::cli::main(std::env::args_os()).into()
 }

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod check;
 pub mod exit;
+pub mod run;
 
 use std::ffi::OsString;
 use std::io;
@@ -15,7 +16,7 @@ use args::{Arguments, Command};
 use exit::ExitCode;
 
 /// Does what the command line says; `args` begins with the program's name.
-pub fn run<I>(args: I) -> ExitCode
+pub fn main<I>(args: I) -> ExitCode
 where
     I: IntoIterator<Item = OsString>,
 {
@@ -39,9 +40,7 @@ where
             &mut io::stdout().lock(),
             &mut io::stderr(),
         ),
-        // TO FILL IN: load the configuration (`check::report` prints what is wrong with it), set the
-        // log up, build the daemon and run it.
-        Command::Run(_) => not_built("run"),
+        Command::Run(args) => run::run(Flags::from(args)),
         // TO FILL IN: a daemon on the embedded store in a temporary directory.
         Command::Demo(_) => not_built("demo"),
         // TO FILL IN: show, verify, rejected, replay.
@@ -59,7 +58,7 @@ mod tests {
     use super::*;
 
     fn code(line: &str) -> u8 {
-        run(line.split_whitespace().map(OsString::from)).code()
+        main(line.split_whitespace().map(OsString::from)).code()
     }
 
     #[test]

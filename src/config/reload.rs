@@ -3,14 +3,7 @@
 use super::{Config, written};
 
 /// The keys that take effect without a restart.
-pub const RELOADABLE: [&str; 6] = [
-    "flush.interval",
-    "publish.heartbeat",
-    "reply.load_timeout",
-    "view.max_age",
-    "log.level",
-    "shutdown.timeout",
-];
+pub const RELOADABLE: [&str; 3] = ["flush.interval", "log.level", "shutdown.timeout"];
 
 /// How two configurations differ, by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,9 +46,6 @@ impl Config {
     /// Takes over what may change while running, and nothing else.
     pub fn reload_from(&mut self, new: &Self) {
         self.flush.interval = new.flush.interval;
-        self.publish.heartbeat = new.publish.heartbeat;
-        self.reply.load_timeout = new.reply.load_timeout;
-        self.view.max_age = new.view.max_age;
         self.log.level = new.log.level;
         self.shutdown.timeout = new.shutdown.timeout;
     }
@@ -104,9 +94,6 @@ mod tests {
         let mut new = defaults();
         let other = Duration::from_millis(1234);
         new.flush.interval = other;
-        new.publish.heartbeat = other;
-        new.reply.load_timeout = other;
-        new.view.max_age = other;
         new.log.level = LogLevel::Trace;
         new.shutdown.timeout = other;
         let mut reloadable = changes(&old, &new).can_change;

@@ -794,7 +794,7 @@ impl<S: Store> Flush<S> {
         self.tell(ToCounters::Budget { bytes_max }).await
     }
 
-    async fn tell(&self, message: ToCounters) -> Result<(), FlushError> {
+    async fn tell(&mut self, message: ToCounters) -> Result<(), FlushError> {
         self.counters.send(message).await.map_err(|_| FlushError::Counters)
     }
 

@@ -1,0 +1,128 @@
+//! `tallyd run`: configuration, log, signals, daemon.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use super::check;
+use super::exit::ExitCode;
+use crate::config::{self, Config, Environment, Flags};
+use crate::daemon::{self, DaemonError, Event};
+use crate::journal::JournalError;
+use crate::log::{self, LogHandle};
+
+/// Runs the daemon until a signal ends it.
+pub fn run(flags: Flags) -> ExitCode {
+    let loaded = match Config::load(&flags, &Environment::of_process()) {
+        Ok(loaded) => loaded,
+        Err(error) => return check::report(&error, &mut std::io::stderr()),
+    };
+    let log = match log::init(&loaded.config.log) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("tallyd: {error}");
+            return ExitCode::Internal;
+        }
+    };
+    let (events, received) = mpsc::channel(16);
+    if let Err(error) = watch_signals(events, flags, loaded.config.clone(), log) {
+        error!(%error, "cannot watch signals");
+        return ExitCode::Internal;
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "cannot start");
+            return ExitCode::Internal;
+        }
+    };
+    let ended = runtime.block_on(daemon::run(loaded.config, received, |_| {}));
+    // A sync that hangs on a dead disk must not keep the process.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::Success,
+        Err(error) => report(&error),
+    }
+}
+
+/// Tells why the daemon did not start, or ended.
+pub fn report(error: &DaemonError) -> ExitCode {
+    use std::error::Error;
+    let cause = error.source().map(|source| format!(": {source}"));
+    let shown = error.to_string();
+    // Transparent errors have told their cause already.
+    let cause = cause.filter(|cause| !shown.contains(cause.as_str())).unwrap_or_default();
+    error!("{shown}{cause}");
+    match error {
+        DaemonError::Listen(crate::ingest::listener::ListenError::Group { .. })
+        | DaemonError::Journal(JournalError::Node { .. }) => ExitCode::Configuration,
+        DaemonError::Journal(_)
+        | DaemonError::Listen(_)
+        | DaemonError::Store(_)
+        | DaemonError::Rejected { .. } => ExitCode::Io,
+        DaemonError::Runtime(_) | DaemonError::Flush(_) | DaemonError::Ended(_) => {
+            ExitCode::Internal
+        }
+    }
+}
+
+/// A thread that turns signals into events. The second `TERM` or `INT` ends the process at once:
+/// the journal has everything.
+fn watch_signals(
+    events: mpsc::Sender<Event>,
+    flags: Flags,
+    mut running: Config,
+    log: LogHandle,
+) -> std::io::Result<()> {
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 0, Arc::clone(&stopping))?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+    std::thread::Builder::new().name("tallyd-signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            let event = match signal {
+                SIGHUP => match reload(&flags, &mut running, &log) {
+                    Some(config) => Event::Reload(Box::new(config)),
+                    None => continue,
+                },
+                SIGUSR1 => Event::Flush,
+                _ => {
+                    stopping.store(true, Ordering::SeqCst);
+                    Event::Stop
+                }
+            };
+            if events.blocking_send(event).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Reads the configuration anew; says what changes and what would need a restart.
+fn reload(flags: &Flags, running: &mut Config, log: &LogHandle) -> Option<Config> {
+    let new = match Config::load(flags, &Environment::of_process()) {
+        Ok(loaded) => loaded.config,
+        Err(error) => {
+            for fault in error.faults() {
+                error!("not reloaded: {fault}");
+            }
+            return None;
+        }
+    };
+    let changes = config::changes(running, &new);
+    running.reload_from(&new);
+    if let Err(error) = log.set_level(running.log.level) {
+        warn!(%error, "the log level stays");
+    }
+    for key in &changes.needs_restart {
+        warn!("{key} has changed and needs a restart");
+    }
+    info!(changed = ?changes.can_change, "reloaded");
+    Some(running.clone())
+}
