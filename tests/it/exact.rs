@@ -237,6 +237,7 @@ fn so_many_keys_as_configured_are_flushed_early() {
     let daemon = Daemon::builder(redis.url())
         .flush_interval(NEVER)
         .set("flush.max_keys", 100)
+        .set("flush.batch_keys", 50)
         .start();
     let mut client = daemon.client();
     for key in 0..1000 {

@@ -196,7 +196,7 @@ fn a_connection_too_many_is_told_so_as_redis_does() {
 #[test]
 fn limits_of_memory_are_errors_that_name_them_and_nothing_is_dropped() {
     let daemon = embedded()
-        .set("limits.max_pending_bytes", "1 MiB")
+        .set("limits.max_pending_bytes", "1MiB")
         .set("flush.max_keys", 10_000_000)
         .set("reply.cold", "delta")
         .start();
