@@ -26,9 +26,9 @@ use crate::config::{Cold, Config, Delivery, SyncPolicy};
 use crate::counters::{Table, TableLimits};
 use crate::flush::stage::Parts as FlushParts;
 use crate::flush::{Command, Flush, FlushConfig, FlushError, ToCounters};
+use crate::ingest::IngestConfig;
 use crate::ingest::core::{Core, Parts as CoreParts};
 use crate::ingest::listener::{self, ListenError};
-use crate::ingest::IngestConfig;
 use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, JournalError, Recovery, Writer};
 use crate::stats::Stats;
@@ -103,14 +103,24 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     raise_descriptor_limit(config.listen.max_connections);
     let bytes_max = config.limits.max_pending_bytes as usize;
-    let (directory, recovery, writer) =
-        Directory::open(&config.node.state_dir, config.flush.batch_keys as u32, bytes_max)?;
+    let (directory, recovery, writer) = Directory::open(
+        &config.node.state_dir,
+        config.flush.batch_keys as u32,
+        bytes_max,
+    )?;
     let identity = directory.identity();
     match config.store.url.connection_info() {
         None => {
-            let store =
-                EmbeddedStore::open(&config.node.state_dir.join("store.redb"), identity)?;
-            Daemon { config, directory, recovery, writer, store }.run(events, ready).await
+            let store = EmbeddedStore::open(&config.node.state_dir.join("store.redb"), identity)?;
+            Daemon {
+                config,
+                directory,
+                recovery,
+                writer,
+                store,
+            }
+            .run(events, ready)
+            .await
         }
         Some(info) => {
             let store = RedisStore::new(
@@ -125,7 +135,15 @@ pub async fn run(
                 },
                 identity,
             );
-            Daemon { config, directory, recovery, writer, store }.run(events, ready).await
+            Daemon {
+                config,
+                directory,
+                recovery,
+                writer,
+                store,
+            }
+            .run(events, ready)
+            .await
         }
     }
 }
@@ -144,13 +162,22 @@ impl<S: Store> Daemon<S> {
         events: mpsc::Receiver<Event>,
         ready: impl FnOnce(&Arc<Stats>),
     ) -> Result<(), DaemonError> {
-        let Daemon { mut config, directory, recovery, writer, store } = self;
+        let Daemon {
+            mut config,
+            directory,
+            recovery,
+            writer,
+            store,
+        } = self;
         let stats = Arc::new(Stats::default());
         let identity = directory.identity();
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
-        let listener =
-            listener::bind(&config.listen.socket, config.listen.mode, config.listen.group.as_deref())?;
+        let listener = listener::bind(
+            &config.listen.socket,
+            config.listen.mode,
+            config.listen.group.as_deref(),
+        )?;
 
         let (to_counters, counters) = mpsc::channel(TO_COUNTERS);
         let (announce, announcements) = mpsc::channel(ANNOUNCEMENTS);
@@ -202,7 +229,12 @@ impl<S: Store> Daemon<S> {
             counters: to_counters.clone(),
             stats: Arc::clone(&stats),
         };
-        let loader = Loader { store, wanted, counters: to_counters, stats: Arc::clone(&stats) };
+        let loader = Loader {
+            store,
+            wanted,
+            counters: to_counters,
+            stats: Arc::clone(&stats),
+        };
 
         let (drained, ended) = ingest.start()?;
         let mut stages = JoinSet::new();
@@ -219,11 +251,21 @@ impl<S: Store> Daemon<S> {
         ready(&stats);
 
         let mut ended = Ended(ended);
-        attend(&mut config, events, &flush_commands, &mut stages, &mut ended).await?;
+        attend(
+            &mut config,
+            events,
+            &flush_commands,
+            &mut stages,
+            &mut ended,
+        )
+        .await?;
         info!("stopping: no more connections, then a last flush");
         stop.cancel();
         let end = finish(drained, flush_commands, &mut stages, ended);
-        if tokio::time::timeout(config.shutdown.timeout, end).await.is_err() {
+        if tokio::time::timeout(config.shutdown.timeout, end)
+            .await
+            .is_err()
+        {
             warn!(
                 seconds = config.shutdown.timeout.as_secs_f32(),
                 keys = stats.sealed_keys.get() + stats.epoch_keys.get(),
@@ -395,7 +437,10 @@ fn recovered_table(config: &Config, recovery: &Recovery, stats: &Stats) -> Table
 
 fn open_rejected(state_dir: &Path) -> Result<RejectedFile, DaemonError> {
     RejectedFile::open(state_dir).map_err(|source| DaemonError::Rejected {
-        path: state_dir.join(crate::journal::rejected::REJECTED_FILE).display().to_string(),
+        path: state_dir
+            .join(crate::journal::rejected::REJECTED_FILE)
+            .display()
+            .to_string(),
         source,
     })
 }

@@ -114,11 +114,17 @@ impl Number {
 impl Stats {
     /// The last error of the store, empty while it is well.
     pub fn store_error(&self) -> String {
-        self.store_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.store_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Sets [`Stats::store_error`].
     pub fn set_store_error(&self, text: String) {
-        *self.store_error.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        *self
+            .store_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = text;
     }
 }

@@ -33,7 +33,10 @@ pub fn run(flags: Flags) -> ExitCode {
         error!(%error, "cannot watch signals");
         return ExitCode::Internal;
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             error!(%error, "cannot start");
@@ -55,7 +58,9 @@ pub fn report(error: &DaemonError) -> ExitCode {
     let cause = error.source().map(|source| format!(": {source}"));
     let shown = error.to_string();
     // Transparent errors have told their cause already.
-    let cause = cause.filter(|cause| !shown.contains(cause.as_str())).unwrap_or_default();
+    let cause = cause
+        .filter(|cause| !shown.contains(cause.as_str()))
+        .unwrap_or_default();
     error!("{shown}{cause}");
     match error {
         DaemonError::Listen(crate::ingest::listener::ListenError::Group { .. })
@@ -83,24 +88,26 @@ fn watch_signals(
         signal_hook::flag::register_conditional_shutdown(signal, 0, Arc::clone(&stopping))?;
     }
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
-    std::thread::Builder::new().name("tallyd-signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
-            let event = match signal {
-                SIGHUP => match reload(&flags, &mut running, &log) {
-                    Some(config) => Event::Reload(Box::new(config)),
-                    None => continue,
-                },
-                SIGUSR1 => Event::Flush,
-                _ => {
-                    stopping.store(true, Ordering::SeqCst);
-                    Event::Stop
+    std::thread::Builder::new()
+        .name("tallyd-signals".to_owned())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let event = match signal {
+                    SIGHUP => match reload(&flags, &mut running, &log) {
+                        Some(config) => Event::Reload(Box::new(config)),
+                        None => continue,
+                    },
+                    SIGUSR1 => Event::Flush,
+                    _ => {
+                        stopping.store(true, Ordering::SeqCst);
+                        Event::Stop
+                    }
+                };
+                if events.blocking_send(event).is_err() {
+                    return;
                 }
-            };
-            if events.blocking_send(event).is_err() {
-                return;
             }
-        }
-    })?;
+        })?;
     Ok(())
 }
 

@@ -72,7 +72,11 @@ impl Entry {
 
     pub fn key<'a>(&'a self, long: &'a LongKeys) -> &'a [u8] {
         let len = usize::from(self.key_len);
-        if len <= INLINE { &self.key[..len] } else { long.get(self.long()) }
+        if len <= INLINE {
+            &self.key[..len]
+        } else {
+            long.get(self.long())
+        }
     }
 
     /// Gives back what the key holds outside the entry.

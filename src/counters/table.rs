@@ -9,9 +9,7 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-use super::entry::{
-    EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, TAKEN, USED, WRONG_TYPE,
-};
+use super::entry::{EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, TAKEN, USED, WRONG_TYPE};
 use super::prefetch::prefetch;
 use super::{RecordError, Recorder};
 
@@ -288,7 +286,9 @@ impl Table {
     /// that what the client was refused is never sent. `false`: it could not be recorded.
     pub fn take_back(&mut self, key: &[u8], amount: i64, recorder: &mut impl Recorder) -> bool {
         let at = self.find(key, self.tag(key));
-        let Some(opposite) = amount.checked_neg() else { return false };
+        let Some(opposite) = amount.checked_neg() else {
+            return false;
+        };
         if at == NONE {
             return false;
         }
@@ -414,7 +414,10 @@ impl Table {
             self.entries.push(entry);
             (self.entries.len() - 1) as u32
         };
-        place(&mut self.slots, u64::from(tag) << 32 | u64::from(number + 1));
+        place(
+            &mut self.slots,
+            u64::from(tag) << 32 | u64::from(number + 1),
+        );
         self.taken += 1;
         number
     }
@@ -476,7 +479,12 @@ impl Table {
 }
 
 fn entry_bytes(key: &[u8]) -> usize {
-    ENTRY_BYTES + if key.len() > INLINE { key.len() + LongKeys::OVERHEAD } else { 0 }
+    ENTRY_BYTES
+        + if key.len() > INLINE {
+            key.len() + LongKeys::OVERHEAD
+        } else {
+            0
+        }
 }
 
 fn place(slots: &mut [u64], slot: u64) {
@@ -518,7 +526,11 @@ fn add(
     }
     entry.pending = pending;
     entry.flags |= EXISTS | USED;
-    if entry.has(KNOWN) { Answer::Value(view) } else { Answer::Cold(view) }
+    if entry.has(KNOWN) {
+        Answer::Value(view)
+    } else {
+        Answer::Cold(view)
+    }
 }
 
 #[inline]

@@ -5,7 +5,7 @@
 //! | as known | nothing happened since | go on |
 //! | higher, within what was sealed | replies were lost, the batches were not | read them back |
 //! | lower | the store lost writes (fail-over, older file) | replay what is retained |
-//! | absent, nothing ever applied | a new node | go on |
+//! | absent, never signed by this node | a new node, or a store that it never reached | go on |
 //! | absent, clock lower than known | the store was emptied or lost its data | by the server: replay, or only go on |
 //! | absent, clock as known or higher | the token alone was deleted or evicted | go on, but never resend what may be in |
 //! | of an unknown run, or higher than anything sealed | another daemon has this node's id | stop |
@@ -27,6 +27,8 @@ pub struct Known<'a> {
     pub run: RunId,
     /// Whether this run has signed the token before.
     pub claimed: bool,
+    /// Whether any run of this node may have signed it.
+    pub ever_claimed: bool,
     /// The server as last seen by this process.
     pub server: Option<&'a str>,
     /// The highest clock that this process has seen.
@@ -54,7 +56,7 @@ pub enum Verdict {
 /// Decides.
 pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
     let Some(token) = standing.token else {
-        if known.applied == 0 && !known.uncertain {
+        if !known.ever_claimed {
             return Verdict::Continue;
         }
         let lost_its_clock = standing.clock < known.clock || standing.clock == 0;
@@ -110,6 +112,7 @@ mod tests {
             runs: &[EARLIER, OURS],
             run: OURS,
             claimed: true,
+            ever_claimed: true,
             server: Some("a"),
             clock: 100,
         }
@@ -127,9 +130,18 @@ mod tests {
     #[test]
     fn a_token_between_applied_and_sealed_tells_what_was_applied() {
         let known = known(4, 6, true);
-        assert_eq!(resolve(known, &standing(Some((4, OURS)), 100, "a")), Verdict::Continue);
-        assert_eq!(resolve(known, &standing(Some((5, OURS)), 101, "a")), Verdict::Applied(5));
-        assert_eq!(resolve(known, &standing(Some((6, OURS)), 102, "a")), Verdict::Applied(6));
+        assert_eq!(
+            resolve(known, &standing(Some((4, OURS)), 100, "a")),
+            Verdict::Continue
+        );
+        assert_eq!(
+            resolve(known, &standing(Some((5, OURS)), 101, "a")),
+            Verdict::Applied(5)
+        );
+        assert_eq!(
+            resolve(known, &standing(Some((6, OURS)), 102, "a")),
+            Verdict::Applied(6)
+        );
         assert!(matches!(
             resolve(known, &standing(Some((7, OURS)), 103, "a")),
             Verdict::Conflict(_)
@@ -139,8 +151,14 @@ mod tests {
     #[test]
     fn a_lower_token_is_a_store_that_went_back_even_to_an_earlier_run() {
         let known = known(4, 6, true);
-        assert_eq!(resolve(known, &standing(Some((2, OURS)), 90, "b")), Verdict::RolledBack(2));
-        assert_eq!(resolve(known, &standing(Some((1, EARLIER)), 90, "b")), Verdict::RolledBack(1));
+        assert_eq!(
+            resolve(known, &standing(Some((2, OURS)), 90, "b")),
+            Verdict::RolledBack(2)
+        );
+        assert_eq!(
+            resolve(known, &standing(Some((1, EARLIER)), 90, "b")),
+            Verdict::RolledBack(1)
+        );
     }
 
     #[test]
@@ -148,20 +166,45 @@ mod tests {
         let known = known(4, 6, false);
         for token in [(4, FOREIGN), (1, FOREIGN), (5, EARLIER)] {
             let verdict = resolve(known, &standing(Some(token), 100, "a"));
-            assert!(matches!(verdict, Verdict::Conflict(_)), "{token:?}: {verdict:?}");
+            assert!(
+                matches!(verdict, Verdict::Conflict(_)),
+                "{token:?}: {verdict:?}"
+            );
         }
-        let unclaimed = Known { claimed: false, ..known };
+        let unclaimed = Known {
+            claimed: false,
+            ..known
+        };
         let earlier = standing(Some((5, EARLIER)), 100, "a");
         assert_eq!(resolve(unclaimed, &earlier), Verdict::Applied(5));
     }
 
     #[test]
     fn an_absent_token_is_judged_by_clock_and_server() {
-        assert_eq!(resolve(known(0, 3, false), &standing(None, 50, "b")), Verdict::Continue);
-        assert_eq!(resolve(known(4, 6, true), &standing(None, 100, "a")), Verdict::TokenLost);
-        assert_eq!(resolve(known(4, 6, true), &standing(None, 101, "b")), Verdict::TokenLost);
-        assert_eq!(resolve(known(4, 6, true), &standing(None, 0, "a")), Verdict::Emptied);
-        assert_eq!(resolve(known(4, 6, true), &standing(None, 0, "b")), Verdict::RolledBack(0));
-        assert_eq!(resolve(known(4, 6, true), &standing(None, 99, "b")), Verdict::RolledBack(0));
+        let new = Known {
+            ever_claimed: false,
+            ..known(0, 3, true)
+        };
+        assert_eq!(resolve(new, &standing(None, 500, "b")), Verdict::Continue);
+        assert_eq!(
+            resolve(known(4, 6, true), &standing(None, 100, "a")),
+            Verdict::TokenLost
+        );
+        assert_eq!(
+            resolve(known(4, 6, true), &standing(None, 101, "b")),
+            Verdict::TokenLost
+        );
+        assert_eq!(
+            resolve(known(4, 6, true), &standing(None, 0, "a")),
+            Verdict::Emptied
+        );
+        assert_eq!(
+            resolve(known(4, 6, true), &standing(None, 0, "b")),
+            Verdict::RolledBack(0)
+        );
+        assert_eq!(
+            resolve(known(4, 6, true), &standing(None, 99, "b")),
+            Verdict::RolledBack(0)
+        );
     }
 }

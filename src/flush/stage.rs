@@ -129,6 +129,7 @@ pub struct Flush<S: Store> {
     applied: u64,
     uncertain: bool,
     claimed: bool,
+    ever_claimed: bool,
     server: Option<String>,
     clock: u64,
     /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
@@ -165,6 +166,7 @@ impl<S: Store> Flush<S> {
             store: parts.store,
             runs: parts.directory.runs().to_vec(),
             run: identity.run,
+            ever_claimed: parts.directory.ever_claimed(),
             directory: Arc::new(Mutex::new(parts.directory)),
             rejected: parts.rejected,
             counters: parts.counters,
@@ -255,7 +257,10 @@ impl<S: Store> Flush<S> {
 
     /// Deltas of unapplied batches that a former process has already rejected stay out of them.
     fn adopt_rejected(&mut self) {
-        let lock = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = self
+            .directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let lines = crate::journal::rejected::read(lock.path()).unwrap_or_default();
         drop(lock);
         let mut keys: HashMap<u64, HashMap<Vec<u8>, String>> = HashMap::new();
@@ -266,7 +271,9 @@ impl<S: Store> Flush<S> {
         }
         for segment in &self.queue {
             for batch in segment.first_batch()..=segment.last_batch() {
-                let Some(keys) = keys.get(&batch) else { continue };
+                let Some(keys) = keys.get(&batch) else {
+                    continue;
+                };
                 for (index, delta) in segment.batch(batch).enumerate() {
                     if let Some(reason) = keys.get(delta.key) {
                         let settled = Settled::Rejected(KeyError::Other(reason.clone()));
@@ -284,7 +291,10 @@ impl<S: Store> Flush<S> {
         };
         let (closed, answer) = oneshot::channel();
         let message = ToCounters::Seal { next, closed };
-        self.counters.send(message).await.map_err(|_| FlushError::Counters)?;
+        self.counters
+            .send(message)
+            .await
+            .map_err(|_| FlushError::Counters)?;
         let writer = match answer.await.map_err(|_| FlushError::Counters)? {
             Closed::Epoch(writer) => writer,
             Closed::Empty(writer) => {
@@ -386,6 +396,16 @@ impl<S: Store> Flush<S> {
             return Ok(ControlFlow::Break(Pause::None));
         };
         if self.config.exactly_once && self.token != Some(batch - 1) {
+            if !self.ever_claimed {
+                let mut directory = self
+                    .directory
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = directory.note_claim() {
+                    return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
+                }
+                self.ever_claimed = true;
+            }
             match lane.claim(batch - 1).await {
                 Claim::Claimed => {
                     self.token = Some(batch - 1);
@@ -397,8 +417,9 @@ impl<S: Store> Flush<S> {
         }
         let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
         let done = self.done.get(&batch);
-        let sent: Vec<usize> =
-            (0..deltas.len()).filter(|index| done.is_none_or(|d| !d.contains_key(index))).collect();
+        let sent: Vec<usize> = (0..deltas.len())
+            .filter(|index| done.is_none_or(|d| !d.contains_key(index)))
+            .collect();
         let outcome = if sent.len() == deltas.len() {
             lane.apply(batch, &deltas).await
         } else {
@@ -426,9 +447,7 @@ impl<S: Store> Flush<S> {
                 self.reject(batch, &deltas, refused).await;
                 Ok(self.drop_lane(Pause::None))
             }
-            Outcome::NotApplied(Refusal::Whole(error)) => {
-                Ok(self.drop_lane(Pause::Trouble(error)))
-            }
+            Outcome::NotApplied(Refusal::Whole(error)) => Ok(self.drop_lane(Pause::Trouble(error))),
             Outcome::Unknown(error) => {
                 self.uncertain = true;
                 self.stats.uncertain_total.add(1);
@@ -457,7 +476,10 @@ impl<S: Store> Flush<S> {
         }
         self.token = None;
         if self.config.exactly_once {
-            let sealed = self.queue.back().map_or(self.applied, |last| last.last_batch());
+            let sealed = self
+                .queue
+                .back()
+                .map_or(self.applied, |last| last.last_batch());
             let known = Known {
                 applied: self.applied,
                 sealed,
@@ -465,6 +487,7 @@ impl<S: Store> Flush<S> {
                 runs: &self.runs,
                 run: self.run,
                 claimed: self.claimed,
+                ever_claimed: self.ever_claimed,
                 server: self.server.as_deref(),
                 clock: self.clock,
             };
@@ -549,8 +572,10 @@ impl<S: Store> Flush<S> {
             return Ok(Ok(()));
         }
         let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
-        let keys: Vec<Bytes> =
-            deltas.iter().map(|delta| Bytes::copy_from_slice(delta.key)).collect();
+        let keys: Vec<Bytes> = deltas
+            .iter()
+            .map(|delta| Bytes::copy_from_slice(delta.key))
+            .collect();
         let mut values = Vec::with_capacity(keys.len());
         let mut clock = u64::MAX;
         for keys in keys.chunks(READ_KEYS_MAX) {
@@ -567,7 +592,11 @@ impl<S: Store> Flush<S> {
             let stored = match judge(delta.amount, value) {
                 Ok(stored) => stored,
                 Err(error) => {
-                    if self.done.get(&batch).is_none_or(|done| !done.contains_key(&index)) {
+                    if self
+                        .done
+                        .get(&batch)
+                        .is_none_or(|done| !done.contains_key(&index))
+                    {
                         refused.push((index, error));
                     }
                     continue;
@@ -598,7 +627,10 @@ impl<S: Store> Flush<S> {
             self.queue.push_front(segment);
         }
         let Some(first) = self.queue.front().map(|segment| segment.first_batch()) else {
-            error!("batches {} to {applied} are no longer retained: they stay lost", to + 1);
+            error!(
+                "batches {} to {applied} are no longer retained: they stay lost",
+                to + 1
+            );
             return Ok(());
         };
         if to + 1 < first {
@@ -618,7 +650,12 @@ impl<S: Store> Flush<S> {
                 done.retain(|_, settled| matches!(settled, Settled::Rejected(_)));
                 let skip = done.keys().copied().collect();
                 let segment = Arc::clone(&segment);
-                self.tell(ToCounters::Restore { segment, batch, skip }).await?;
+                self.tell(ToCounters::Restore {
+                    segment,
+                    batch,
+                    skip,
+                })
+                .await?;
             }
             if segment.first_batch() <= applied {
                 self.note_applied(&segment, to.max(segment.first_batch() - 1));
@@ -656,12 +693,7 @@ impl<S: Store> Flush<S> {
     }
 
     /// Writes refused deltas to the rejected file, however long it takes, and notes them as done.
-    async fn reject(
-        &mut self,
-        batch: u64,
-        deltas: &[Delta<'_>],
-        refused: Vec<(usize, KeyError)>,
-    ) {
+    async fn reject(&mut self, batch: u64, deltas: &[Delta<'_>], refused: Vec<(usize, KeyError)>) {
         if refused.is_empty() {
             return;
         }
@@ -692,7 +724,10 @@ impl<S: Store> Flush<S> {
                 batch,
                 count = lines.len(),
                 reason = first.reason,
-                key = first.key.as_deref().map(|key| key.escape_debug().to_string()),
+                key = first
+                    .key
+                    .as_deref()
+                    .map(|key| key.escape_debug().to_string()),
                 "the store refused deltas; they are in {}",
                 self.rejected.path().display()
             );
@@ -728,7 +763,9 @@ impl<S: Store> Flush<S> {
         self.clock = self.clock.max(clock);
         self.note_applied(segment, batch);
         self.stats.batches_total.add(1);
-        self.stats.sealed_keys.sub((deltas as u64).min(self.stats.sealed_keys.get()));
+        self.stats
+            .sealed_keys
+            .sub((deltas as u64).min(self.stats.sealed_keys.get()));
         let announcement = Announcement {
             segment: Arc::clone(segment),
             batch,
@@ -736,12 +773,22 @@ impl<S: Store> Flush<S> {
             clock,
         };
         let segment = Arc::clone(segment);
-        self.tell(ToCounters::Settle { segment, batch, settled, clock }).await?;
+        self.tell(ToCounters::Settle {
+            segment,
+            batch,
+            settled,
+            clock,
+        })
+        .await?;
         if self.publisher.try_send(announcement).is_err() {
             // Publishing never holds up flushing; receivers see the gap and read the values.
             self.unannounced.fetch_add(1, Ordering::Relaxed);
         }
-        if self.queue.front().is_some_and(|segment| segment.last_batch() == batch) {
+        if self
+            .queue
+            .front()
+            .is_some_and(|segment| segment.last_batch() == batch)
+        {
             self.finish().await?;
         }
         Ok(())
@@ -759,7 +806,11 @@ impl<S: Store> Flush<S> {
 
     /// Removes retained segments that are old enough, or too many.
     fn release(&mut self) {
-        let mut bytes: usize = self.retained.iter().map(|(_, segment)| segment.bytes()).sum();
+        let mut bytes: usize = self
+            .retained
+            .iter()
+            .map(|(_, segment)| segment.bytes())
+            .sum();
         while let Some((since, segment)) = self.retained.front() {
             if since.elapsed() < self.config.retain && bytes <= self.config.pending_bytes_max {
                 break;
@@ -795,7 +846,10 @@ impl<S: Store> Flush<S> {
     }
 
     async fn tell(&mut self, message: ToCounters) -> Result<(), FlushError> {
-        self.counters.send(message).await.map_err(|_| FlushError::Counters)
+        self.counters
+            .send(message)
+            .await
+            .map_err(|_| FlushError::Counters)
     }
 
     /// Counts anew what waits, record by record: at the start, and after the store went back.
@@ -822,7 +876,9 @@ impl<S: Store> Flush<S> {
             Pause::None => return Duration::ZERO,
             Pause::Trouble(error) => {
                 use std::error::Error;
-                error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
+                error
+                    .source()
+                    .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
             }
             Pause::Own(reason) => reason.clone(),
         };
@@ -830,10 +886,13 @@ impl<S: Store> Flush<S> {
         self.stats.set_store_error(reason.clone());
         let now = Instant::now();
         let trouble = self.trouble.get_or_insert_with(|| {
-            warn!(
-                "cannot flush: {reason}; increments are taken and kept in the journal meanwhile"
-            );
-            Trouble { since: now, tries: 0, reminded: now, pause: PAUSE_MIN }
+            warn!("cannot flush: {reason}; increments are taken and kept in the journal meanwhile");
+            Trouble {
+                since: now,
+                tries: 0,
+                reminded: now,
+                pause: PAUSE_MIN,
+            }
         });
         trouble.tries += 1;
         if trouble.reminded.elapsed() >= REMIND {
@@ -879,5 +938,7 @@ fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64
 }
 
 fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }

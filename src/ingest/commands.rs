@@ -70,7 +70,12 @@ pub fn run(
         Command::Punsubscribe => unsubscribe(core, session, By::Pattern, args, out),
         Command::TallyFlush => tally_flush(args, out),
         Command::TallyPending => {
-            let pending = core.state.borrow().table.view(args.get(1)).map_or(0, |view| view.pending);
+            let pending = core
+                .state
+                .borrow()
+                .table
+                .view(args.get(1))
+                .map_or(0, |view| view.pending);
             encode::integer(out, pending);
             None
         }
@@ -144,7 +149,10 @@ fn hello(session: &mut Session, args: Args<'_>, out: &mut Out) -> Option<Next> {
                 return None;
             }
             None => {
-                encode::error(out, "ERR Protocol version is not an integer or out of range");
+                encode::error(
+                    out,
+                    "ERR Protocol version is not an integer or out of range",
+                );
                 return None;
             }
         };
@@ -197,7 +205,9 @@ fn select(args: Args<'_>, out: &mut Out) -> Option<Next> {
 }
 
 fn time(out: &mut Out) -> Option<Next> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     encode::array(out, 2);
     encode::bulk_integer(out, now.as_secs() as i64);
     encode::bulk_integer(out, i64::from(now.subsec_micros()));
@@ -214,7 +224,9 @@ fn command_info(session: &Session, args: Args<'_>, out: &mut Out) -> Option<Next
         (b"count", 2) => encode::integer(out, COMMANDS.len() as i64),
         (b"list", 2) => {
             encode::array(out, COMMANDS.len());
-            COMMANDS.iter().for_each(|spec| encode::bulk(out, spec.name.as_bytes()));
+            COMMANDS
+                .iter()
+                .for_each(|spec| encode::bulk(out, spec.name.as_bytes()));
         }
         (b"info", 2) => {
             encode::array(out, COMMANDS.len());
@@ -256,7 +268,10 @@ fn describe(spec: &Spec, out: &mut Out) {
 fn unknown_subcommand(command: &str, args: Args<'_>, out: &mut Out) {
     let sub = args.get(1);
     let sub = String::from_utf8_lossy(&sub[..sub.len().min(128)]);
-    encode::error(out, &format!("ERR unknown subcommand '{sub}'. Try {command} HELP."));
+    encode::error(
+        out,
+        &format!("ERR unknown subcommand '{sub}'. Try {command} HELP."),
+    );
 }
 
 fn set_name(client: &Client, name: &[u8]) -> Result<(), &'static str> {
@@ -289,9 +304,8 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
             let mut library = session.client.library.borrow_mut();
             if !value.iter().all(|byte| (b'!'..=b'~').contains(byte)) {
                 let name = String::from_utf8_lossy(&word);
-                let text = format!(
-                    "ERR {name} cannot contain spaces, newlines or special characters."
-                );
+                let text =
+                    format!("ERR {name} cannot contain spaces, newlines or special characters.");
                 encode::error(out, &text);
             } else if word == b"lib-name" {
                 library.0 = String::from_utf8_lossy(value).into_owned();
@@ -335,10 +349,7 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
             out,
             "ERR client tracking is not served here: values on this socket are current by themselves",
         ),
-        (
-            b"setname" | b"getname" | b"setinfo" | b"id" | b"info" | b"reply" | b"tracking",
-            _,
-        ) => {
+        (b"setname" | b"getname" | b"setinfo" | b"id" | b"info" | b"reply" | b"tracking", _) => {
             let sub = String::from_utf8_lossy(&sub).into_owned();
             let text = format!("ERR wrong number of arguments for 'client|{sub}' command");
             encode::error(out, &text);
@@ -358,14 +369,16 @@ fn config(core: &Core, session: &Session, args: Args<'_>, out: &mut Out) -> Opti
                 ("databases", "1".to_owned()),
                 ("maxclients", core.config.connections_max.to_string()),
                 ("maxmemory", "0".to_owned()),
-                ("proto-max-bulk-len", crate::wire::decode::FRAME_BYTES_MAX.to_string()),
+                (
+                    "proto-max-bulk-len",
+                    crate::wire::decode::FRAME_BYTES_MAX.to_string(),
+                ),
                 ("save", String::new()),
                 ("timeout", "0".to_owned()),
             ];
             let asked = |name: &str| {
-                args.from(2).any(|pattern| {
-                    glob(&pattern.to_ascii_lowercase(), name.as_bytes())
-                })
+                args.from(2)
+                    .any(|pattern| glob(&pattern.to_ascii_lowercase(), name.as_bytes()))
             };
             let found: Vec<_> = values.iter().filter(|(name, _)| asked(name)).collect();
             encode::map(out, found.len(), session.version);
@@ -375,7 +388,10 @@ fn config(core: &Core, session: &Session, args: Args<'_>, out: &mut Out) -> Opti
             }
         }
         (b"get", _) => {
-            encode::error(out, "ERR wrong number of arguments for 'config|get' command");
+            encode::error(
+                out,
+                "ERR wrong number of arguments for 'config|get' command",
+            );
         }
         (b"set" | b"rewrite" | b"resetstat", _) => encode::error(
             out,
@@ -402,7 +418,11 @@ fn subscribe(
     }
     for name in args.from(1) {
         session.subscriptions = hub.subscribe(id, by, name, session.version);
-        let kind: &[u8] = if by == By::Channel { b"subscribe" } else { b"psubscribe" };
+        let kind: &[u8] = if by == By::Channel {
+            b"subscribe"
+        } else {
+            b"psubscribe"
+        };
         confirm(session, kind, Some(name), out);
     }
     None
@@ -416,7 +436,11 @@ fn unsubscribe(
     out: &mut Out,
 ) -> Option<Next> {
     let mut hub = core.hub.borrow_mut();
-    let kind: &[u8] = if by == By::Channel { b"unsubscribe" } else { b"punsubscribe" };
+    let kind: &[u8] = if by == By::Channel {
+        b"unsubscribe"
+    } else {
+        b"punsubscribe"
+    };
     let names: Vec<Vec<u8>> = if args.len() > 1 {
         args.from(1).map(<[u8]>::to_vec).collect()
     } else {
@@ -454,7 +478,10 @@ fn confirm(session: &Session, kind: &[u8], name: Option<&[u8]>, out: &mut Out) {
 
 fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {
     if args.len() > 2 {
-        encode::error(out, "ERR wrong number of arguments for 'tally.flush' command");
+        encode::error(
+            out,
+            "ERR wrong number of arguments for 'tally.flush' command",
+        );
         return None;
     }
     if args.len() == 1 {

@@ -233,6 +233,9 @@ impl Drop for Connection {
         let id = self.session.client.id;
         self.core.clients.remove(id);
         self.core.hub.borrow_mut().remove(id);
-        self.core.stats.connections.set(self.core.clients.len() as u64);
+        self.core
+            .stats
+            .connections
+            .set(self.core.clients.len() as u64);
     }
 }

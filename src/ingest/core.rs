@@ -109,7 +109,11 @@ impl Core {
     /// Applies a group of operations on keys in `input`.
     pub fn apply(&self, input: &[u8], ops: &mut [Op]) {
         let mut state = self.state.borrow_mut();
-        let State { table, writer, seal_asked } = &mut *state;
+        let State {
+            table,
+            writer,
+            seal_asked,
+        } = &mut *state;
         table.apply(input, ops, writer);
         if writer.records() as usize >= self.config.epoch_keys_max && !*seal_asked {
             *seal_asked = true;
@@ -143,7 +147,11 @@ impl Core {
 
     fn hear(&self, message: ToCounters) {
         let mut state = self.state.borrow_mut();
-        let State { table, writer, seal_asked } = &mut *state;
+        let State {
+            table,
+            writer,
+            seal_asked,
+        } = &mut *state;
         match message {
             ToCounters::Seal { mut next, closed } => {
                 // An epoch that was never acknowledged to anyone is not worth a segment.
@@ -158,7 +166,12 @@ impl Core {
                 // If the flush stage is gone, the segment is dropped whole and recovered later.
                 let _ = closed.send(answer);
             }
-            ToCounters::Settle { segment, batch, settled, clock } => {
+            ToCounters::Settle {
+                segment,
+                batch,
+                settled,
+                clock,
+            } => {
                 for (delta, settled) in segment.batch(batch).zip(settled.iter()) {
                     match settled {
                         Settled::Stored(value) => {
@@ -175,7 +188,11 @@ impl Core {
                     }
                 }
             }
-            ToCounters::Restore { segment, batch, skip } => {
+            ToCounters::Restore {
+                segment,
+                batch,
+                skip,
+            } => {
                 for (index, delta) in segment.batch(batch).enumerate() {
                     if !skip.contains(&index) {
                         table.restore(delta.key, delta.amount);
@@ -191,7 +208,9 @@ impl Core {
             }
             ToCounters::Budget { bytes_max } => writer.set_bytes_max(bytes_max),
             ToCounters::Message(text) => {
-                self.hub.borrow_mut().publish(self.config.channel.as_bytes(), &text, &self.stats);
+                self.hub
+                    .borrow_mut()
+                    .publish(self.config.channel.as_bytes(), &text, &self.stats);
             }
         }
         self.stats.view_evictions_total.set(table.evicted());
@@ -222,5 +241,7 @@ fn bad_value(error: &KeyError) -> Option<BadValue> {
 }
 
 fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }

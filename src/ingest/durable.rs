@@ -73,10 +73,9 @@ impl Durable {
             }
             let mut segments = std::mem::take(&mut *self.closed.borrow_mut());
             segments.push(open());
-            let synced = tokio::task::spawn_blocking(move || {
-                segments.iter().try_for_each(SyncHandle::sync)
-            })
-            .await;
+            let synced =
+                tokio::task::spawn_blocking(move || segments.iter().try_for_each(SyncHandle::sync))
+                    .await;
             match synced {
                 Ok(Ok(())) => self.reached.set(ticket),
                 Ok(Err(error)) => {

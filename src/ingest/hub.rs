@@ -62,7 +62,9 @@ impl Hub {
 
     /// Subscribes; returns to how much the client is subscribed.
     pub fn subscribe(&mut self, client: u64, by: By, name: &[u8], version: Version) -> usize {
-        let Some(subscriber) = self.subscribers.get_mut(&client) else { return 0 };
+        let Some(subscriber) = self.subscribers.get_mut(&client) else {
+            return 0;
+        };
         subscriber.version = version;
         subscriber.names(by).insert(name.to_vec());
         subscriber.count()
@@ -70,7 +72,9 @@ impl Hub {
 
     /// Unsubscribes; returns to how much the client is still subscribed.
     pub fn unsubscribe(&mut self, client: u64, by: By, name: &[u8]) -> usize {
-        let Some(subscriber) = self.subscribers.get_mut(&client) else { return 0 };
+        let Some(subscriber) = self.subscribers.get_mut(&client) else {
+            return 0;
+        };
         subscriber.names(by).remove(name);
         subscriber.count()
     }
@@ -81,7 +85,9 @@ impl Hub {
             By::Channel => &subscriber.channels,
             By::Pattern => &subscriber.patterns,
         });
-        names.map(|names| names.iter().cloned().collect()).unwrap_or_default()
+        names
+            .map(|names| names.iter().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// Forgets a client.
@@ -102,8 +108,10 @@ impl Hub {
                 keeps_up = subscriber.queue.try_send(Rc::clone(frame)).is_ok();
             }
             for pattern in subscriber.patterns.iter().filter(|p| glob(p, channel)) {
-                let frame =
-                    frame(subscriber.version, &[b"pmessage", pattern, channel, message]);
+                let frame = frame(
+                    subscriber.version,
+                    &[b"pmessage", pattern, channel, message],
+                );
                 keeps_up &= subscriber.queue.try_send(frame).is_ok();
             }
             if !keeps_up {
@@ -179,7 +187,11 @@ fn one(pattern: &[u8], byte: u8) -> Option<usize> {
         [b'?', ..] => Some(1),
         [b'\\', literal, ..] => (literal == byte).then_some(2),
         [b'[', ref rest @ ..] => {
-            let (negated, from) = if rest.first() == Some(&b'^') { (true, 1) } else { (false, 0) };
+            let (negated, from) = if rest.first() == Some(&b'^') {
+                (true, 1)
+            } else {
+                (false, 0)
+            };
             let mut at = from;
             let mut found = false;
             while at < rest.len() && rest[at] != b']' {
@@ -230,7 +242,11 @@ mod tests {
             ("abcd", "abc", false),
             ("[", "a", false),
         ] {
-            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+            assert_eq!(
+                glob(pattern.as_bytes(), text.as_bytes()),
+                expected,
+                "{pattern} {text}"
+            );
         }
     }
 }

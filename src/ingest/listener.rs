@@ -65,7 +65,11 @@ pub enum ListenError {
 /// See [`ListenError`].
 pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<StdListener, ListenError> {
     let error = |action| {
-        move |source: io::Error| ListenError::Io { path: path.to_owned(), action, source }
+        move |source: io::Error| ListenError::Io {
+            path: path.to_owned(),
+            action,
+            source,
+        }
     };
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(error("create its directory"))?;
@@ -74,13 +78,19 @@ pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<StdListener, 
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
         Err(other) => return Err(error("look at it")(other)),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(ListenError::NotASocket { path: path.to_owned() });
+            return Err(ListenError::NotASocket {
+                path: path.to_owned(),
+            });
         }
         Ok(_) => match StdStream::connect(path) {
             Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(error("remove the dead socket"))?;
             }
-            Ok(_) => return Err(ListenError::InUse { path: path.to_owned() }),
+            Ok(_) => {
+                return Err(ListenError::InUse {
+                    path: path.to_owned(),
+                });
+            }
             Err(other) => return Err(error("look who is listening")(other)),
         },
     }
@@ -90,7 +100,9 @@ pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<StdListener, 
     rustix::process::umask(before);
     let listener = bound.map_err(error("bind"))?;
     if let Some(name) = group {
-        let group = group_id(name).ok_or_else(|| ListenError::Group { name: name.to_owned() })?;
+        let group = group_id(name).ok_or_else(|| ListenError::Group {
+            name: name.to_owned(),
+        })?;
         rustix::fs::chown(path, None, Some(rustix::process::Gid::from_raw(group)))
             .map_err(io::Error::from)
             .map_err(error("give it to listen.group"))?;
@@ -109,7 +121,9 @@ fn group_id(name: &str) -> Option<u32> {
     let groups = std::fs::read_to_string("/etc/group").ok()?;
     groups.lines().find_map(|line| {
         let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
+        (fields.next() == Some(name))
+            .then(|| fields.nth(1)?.parse().ok())
+            .flatten()
     })
 }
 

@@ -50,7 +50,10 @@ pub fn info(core: &Core, args: Args<'_>) -> String {
                 stats.errors_total.get()
             ),
         ),
-        ("Replication", "role:master\r\nconnected_slaves:0\r\n".to_owned()),
+        (
+            "Replication",
+            "role:master\r\nconnected_slaves:0\r\n".to_owned(),
+        ),
         ("Cluster", "cluster_enabled:0\r\n".to_owned()),
         ("Tallyd", {
             let mut text = String::new();
@@ -61,7 +64,10 @@ pub fn info(core: &Core, args: Args<'_>) -> String {
             let _ = write!(text, "tallyd_store_error:{error}\r\n");
             text
         }),
-        ("Keyspace", format!("db0:keys={},expires=0,avg_ttl=0\r\n", stats.view_keys.get())),
+        (
+            "Keyspace",
+            format!("db0:keys={},expires=0,avg_ttl=0\r\n", stats.view_keys.get()),
+        ),
     ];
     let wanted = |name: &str| {
         args.len() < 2

@@ -210,9 +210,13 @@ impl Session {
         // What this group added to a key after an operation is not part of its answer.
         let mut later: HashMap<&[u8], i64> = HashMap::new();
         for op in self.ops.iter_mut().rev() {
-            let Answer::Cold(pending) = op.answer else { continue };
+            let Answer::Cold(pending) = op.answer else {
+                continue;
+            };
             let key = op.key(&input);
-            let Some(view) = table.view(key) else { continue };
+            let Some(view) = table.view(key) else {
+                continue;
+            };
             let after = later.entry(key).or_default();
             if let Some(bad) = view.bad {
                 if op.kind == Kind::Get || table.take_back(key, op.amount, writer) {
@@ -241,8 +245,12 @@ impl Session {
     /// The keys that the group waits for.
     pub fn cold_keys(&self) -> Vec<Bytes> {
         let cold = |op: &&Op| matches!(op.answer, Answer::Cold(_));
-        let mut keys: Vec<&[u8]> =
-            self.ops.iter().filter(cold).map(|op| op.key(&self.cold_input)).collect();
+        let mut keys: Vec<&[u8]> = self
+            .ops
+            .iter()
+            .filter(cold)
+            .map(|op| op.key(&self.cold_input))
+            .collect();
         keys.sort_unstable();
         keys.dedup();
         keys.into_iter().map(Bytes::copy_from_slice).collect()
@@ -309,7 +317,10 @@ impl Session {
         let name = args.get(0);
         let spec = lookup(name).ok_or_else(|| commands::unknown(args))?;
         if !spec.takes(args.len()) {
-            return Err(format!("ERR wrong number of arguments for '{}' command", spec.name));
+            return Err(format!(
+                "ERR wrong number of arguments for '{}' command",
+                spec.name
+            ));
         }
         if self.subscriptions > 0
             && self.version == Version::Resp2
@@ -438,8 +449,9 @@ impl Session {
                 }
                 None
             }
-            (Ok(None), command) => self
-                .direct(core, |session, raw| commands::run(core, session, command, args, raw)),
+            (Ok(None), command) => self.direct(core, |session, raw| {
+                commands::run(core, session, command, args, raw)
+            }),
         }
     }
 
@@ -465,7 +477,10 @@ impl Session {
         let end = raw.len();
         self.raw = raw;
         if end > start {
-            self.pieces.push(Piece { before: self.ops.len(), what: What::Raw { start, end } });
+            self.pieces.push(Piece {
+                before: self.ops.len(),
+                what: What::Raw { start, end },
+            });
         }
         next
     }
@@ -483,12 +498,17 @@ impl Session {
 
     fn push_piece(&mut self, what: What) {
         if self.reply == ReplyMode::On {
-            self.pieces.push(Piece { before: self.ops.len(), what });
+            self.pieces.push(Piece {
+                before: self.ops.len(),
+                what,
+            });
         }
     }
 
     fn queue(&mut self, core: &Core, spec: &'static Spec, args: Args<'_>) {
-        let Some(transaction) = &mut self.transaction else { return };
+        let Some(transaction) = &mut self.transaction else {
+            return;
+        };
         let bytes: usize = args.from(0).map(<[u8]>::len).sum();
         if !queueable(spec.command) {
             return self.refuse(core, "ERR Command not allowed inside a transaction");
@@ -525,7 +545,9 @@ impl Session {
             self.refuse(core, text);
             return None;
         }
-        let Transaction { bytes, commands, .. } = transaction.unwrap_or_default();
+        let Transaction {
+            bytes, commands, ..
+        } = transaction.unwrap_or_default();
         self.push_piece(What::Array(commands.len()));
         let reply = self.reply;
         for (spec, ranges) in &commands {
@@ -541,7 +563,11 @@ impl Session {
 
     /// Finishes the group because the burst ends with `next`; waiting for values comes first.
     fn end_group(&mut self, core: &Core, input: &[u8], out: &mut Out, next: Next) -> Next {
-        if self.finish_group(core, input, out) == Next::Cold { Next::Cold } else { next }
+        if self.finish_group(core, input, out) == Next::Cold {
+            Next::Cold
+        } else {
+            next
+        }
     }
 
     fn finish_group(&mut self, core: &Core, input: &[u8], out: &mut Out) -> Next {
@@ -569,8 +595,13 @@ impl Session {
         }
         if bad {
             // Looked at again: someone may have mended them.
-            let bad = self.ops.iter().filter(|op| matches!(op.answer, Answer::Bad(_)));
-            let keys: Vec<Bytes> = bad.map(|op| Bytes::copy_from_slice(op.key(input))).collect();
+            let bad = self
+                .ops
+                .iter()
+                .filter(|op| matches!(op.answer, Answer::Bad(_)));
+            let keys: Vec<Bytes> = bad
+                .map(|op| Bytes::copy_from_slice(op.key(input)))
+                .collect();
             core.loads.ask(&keys);
         }
         cold &= core.config.load;
@@ -639,9 +670,12 @@ fn operation(command: Command, args: Args<'_>) -> Result<Option<(Kind, i64)>, &'
         Command::Incr => (Kind::Add, 1),
         Command::Decr => (Kind::Add, -1),
         Command::IncrBy => (Kind::Add, amount()?),
-        Command::DecrBy => {
-            (Kind::Add, amount()?.checked_neg().ok_or("ERR decrement would overflow")?)
-        }
+        Command::DecrBy => (
+            Kind::Add,
+            amount()?
+                .checked_neg()
+                .ok_or("ERR decrement would overflow")?,
+        ),
         Command::Get => (Kind::Get, 0),
         _ => return Ok(None),
     }))
@@ -698,7 +732,9 @@ fn answer(op: &Op, version: Version, out: &mut Out) {
         // Nothing but what is pending is known: a key without that is, as far as known, not there.
         (Kind::Get, Answer::Cold(value)) if value != 0 => encode::bulk_integer(out, value),
         (_, Answer::Missing | Answer::Cold(_)) => encode::null(out, version),
-        (_, Answer::Bad(BadValue::WrongType)) => encode::error(out, &KeyError::WrongType.to_string()),
+        (_, Answer::Bad(BadValue::WrongType)) => {
+            encode::error(out, &KeyError::WrongType.to_string())
+        }
         (_, Answer::Bad(BadValue::NotInteger)) => {
             encode::error(out, &KeyError::NotInteger.to_string());
         }

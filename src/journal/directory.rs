@@ -90,6 +90,9 @@ struct NodeFile {
     format: u32,
     node: String,
     runs: Vec<String>,
+    /// Whether a token of this node may be in the store.
+    #[serde(default)]
+    claimed: bool,
 }
 
 /// A locked state directory.
@@ -97,6 +100,7 @@ pub struct Directory {
     path: PathBuf,
     identity: Identity,
     runs: Vec<RunId>,
+    ever_claimed: bool,
     next_segment: u64,
     batch_keys: u32,
     _lock: File,
@@ -128,10 +132,8 @@ impl Directory {
         let segments = path.join("segments");
         fs::create_dir_all(&segments).map_err(io_error(&segments, "create"))?;
         let lock = lock(path)?;
-        let (node, mut runs) = match read_node(path)? {
-            Some(known) => known,
-            None => (NodeId(random()), Vec::new()),
-        };
+        let (node, mut runs, ever_claimed) =
+            read_node(path)?.unwrap_or_else(|| (NodeId(random()), Vec::new(), false));
         let run = RunId(random() as u64);
         runs.push(run);
         runs.drain(..runs.len().saturating_sub(RUNS_MAX));
@@ -139,6 +141,7 @@ impl Directory {
             path: path.to_owned(),
             identity: Identity { node, run },
             runs,
+            ever_claimed,
             next_segment: 1,
             batch_keys,
             _lock: lock,
@@ -170,6 +173,21 @@ impl Directory {
         &self.runs
     }
 
+    /// Whether a token of this node may be in the store.
+    pub fn ever_claimed(&self) -> bool {
+        self.ever_claimed
+    }
+
+    /// Notes, durably, that a token of this node is about to be written to the store: from now on
+    /// its absence means something.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn note_claim(&mut self) -> Result<(), JournalError> {
+        self.ever_claimed = true;
+        self.write_node()
+    }
+
     /// Creates the next segment, not yet begun.
     ///
     /// # Errors
@@ -199,8 +217,12 @@ impl Directory {
     }
 
     fn recover(&mut self) -> Result<(Recovery, Vec<PathBuf>), JournalError> {
-        let mut recovery =
-            Recovery { segments: Vec::new(), next_batch: 1, applied: 0, damage: Vec::new() };
+        let mut recovery = Recovery {
+            segments: Vec::new(),
+            next_batch: 1,
+            applied: 0,
+            damage: Vec::new(),
+        };
         let mut unneeded = Vec::new();
         for (number, path) in segment_files(&self.path)? {
             self.next_segment = self.next_segment.max(number + 1);
@@ -261,7 +283,11 @@ impl Directory {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let kind = if copy { "partly" } else { "whole" };
         let to = to.join(format!("{stem}.{kind}.seg"));
-        damage.push(format!("{}: {reason}; kept as {}", path.display(), to.display()));
+        damage.push(format!(
+            "{}: {reason}; kept as {}",
+            path.display(),
+            to.display()
+        ));
         if !copy {
             fs::rename(path, &to).map_err(io_error(path, "move to damaged/"))?;
         } else if !to.exists() {
@@ -277,6 +303,7 @@ impl Directory {
             format: 1,
             node: self.identity.node.to_string(),
             runs: self.runs.iter().map(RunId::to_string).collect(),
+            claimed: self.ever_claimed,
         })
         .map_err(io::Error::from)
         .map_err(io_error(&path, "encode"))?;
@@ -301,7 +328,9 @@ pub fn segment_files(state_dir: &Path) -> Result<Vec<(u64, PathBuf)>, JournalErr
     for entry in entries {
         let file = entry.map_err(io_error(&path, "list"))?.path();
         if file.extension().is_some_and(|extension| extension == "seg")
-            && let Some(number) = file.file_stem().and_then(|stem| stem.to_str()?.parse().ok())
+            && let Some(number) = file
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse().ok())
         {
             files.push((number, file));
         }
@@ -354,27 +383,35 @@ fn lock(state_dir: &Path) -> Result<File, JournalError> {
     }
 }
 
-fn read_node(state_dir: &Path) -> Result<Option<(NodeId, Vec<RunId>)>, JournalError> {
+fn read_node(state_dir: &Path) -> Result<Option<(NodeId, Vec<RunId>, bool)>, JournalError> {
     let path = state_dir.join("node.json");
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error(&path, "read")(error)),
     };
-    let bad = |reason: String| JournalError::Node { path: path.clone(), reason };
+    let bad = |reason: String| JournalError::Node {
+        path: path.clone(),
+        reason,
+    };
     let file: NodeFile = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
     if file.format != 1 {
-        return Err(bad(format!("format {}, and this tallyd reads format 1", file.format)));
+        return Err(bad(format!(
+            "format {}, and this tallyd reads format 1",
+            file.format
+        )));
     }
     let node = u128::from_str_radix(&file.node, 16).map_err(|e| bad(format!("node: {e}")))?;
     let runs: Result<Vec<RunId>, JournalError> = file
         .runs
         .iter()
         .map(|run| {
-            u64::from_str_radix(run, 16).map(RunId).map_err(|e| bad(format!("runs: {e}")))
+            u64::from_str_radix(run, 16)
+                .map(RunId)
+                .map_err(|e| bad(format!("runs: {e}")))
         })
         .collect();
-    Ok(Some((NodeId(node), runs?)))
+    Ok(Some((NodeId(node), runs?, file.claimed)))
 }
 
 fn random() -> u128 {
@@ -384,16 +421,19 @@ fn random() -> u128 {
 }
 
 fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn io_error<'a>(
-    path: &'a Path,
-    action: &'static str,
-) -> impl Fn(io::Error) -> JournalError + 'a {
-    move |source| JournalError::Io { path: path.to_owned(), action, source }
+fn io_error<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> JournalError + 'a {
+    move |source| JournalError::Io {
+        path: path.to_owned(),
+        action,
+        source,
+    }
 }

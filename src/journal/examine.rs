@@ -67,7 +67,9 @@ pub fn examine(path: &Path) -> Result<Examined, ExamineError> {
     let mut read_cell = |at, name: &str| match cell(&map, at, salt) {
         Ok(value) => value,
         Err([value, check]) => {
-            damage.push(format!("the {name} cell is damaged ({value:#x}, {check:#x})"));
+            damage.push(format!(
+                "the {name} cell is damaged ({value:#x}, {check:#x})"
+            ));
             None
         }
     };
@@ -81,7 +83,9 @@ pub fn examine(path: &Path) -> Result<Examined, ExamineError> {
             Some(end as usize)
         }
         Some(end) => {
-            damage.push(format!("records end at {end}, outside of the file's {bytes} bytes"));
+            damage.push(format!(
+                "records end at {end}, outside of the file's {bytes} bytes"
+            ));
             None
         }
         None => None,
@@ -104,7 +108,9 @@ pub fn examine(path: &Path) -> Result<Examined, ExamineError> {
         let batches = records.div_ceil(u64::from(header.batch_keys)) as usize;
         match table(&map, examined.end, batches, salt) {
             Some(starts) => examined.batch_starts = starts,
-            None => examined.damage.push("the table of batches is damaged".to_owned()),
+            None => examined
+                .damage
+                .push("the table of batches is damaged".to_owned()),
         }
         if u64::from(examined.records) != records {
             examined.damage.push(format!(
@@ -133,7 +139,12 @@ fn walk(
     salt: u64,
     damage: &mut Vec<String>,
 ) -> Walk {
-    let mut found = Walk { records: 0, sum: 0, end: RECORDS_AT, batch_starts: Vec::new() };
+    let mut found = Walk {
+        records: 0,
+        sum: 0,
+        end: RECORDS_AT,
+        batch_starts: Vec::new(),
+    };
     let limit = end.unwrap_or(bytes.len());
     let mut at = RECORDS_AT;
     let mut unsound_from = None;
@@ -166,6 +177,9 @@ fn walk(
 fn table(bytes: &[u8], end: usize, batches: usize, salt: u64) -> Option<Vec<u32>> {
     let table = bytes.get(end..end.checked_add(table_bytes(batches))?)?;
     let (starts, check) = table.split_at(batches * 4);
-    (xxh3_64_with_seed(starts, salt) == format::u64_at(check, 0))
-        .then(|| (0..batches).map(|i| format::u32_at(starts, i * 4)).collect())
+    (xxh3_64_with_seed(starts, salt) == format::u64_at(check, 0)).then(|| {
+        (0..batches)
+            .map(|i| format::u32_at(starts, i * 4))
+            .collect()
+    })
 }

@@ -198,8 +198,11 @@ pub fn record(bytes: &[u8], at: usize, end: usize, salt: u64) -> Option<Record<'
     }
     let key = &bytes[at + RECORD_HEAD..at + RECORD_HEAD + key_len];
     let delta = u64_at(bytes, at) as i64;
-    (u64_at(bytes, at + 8) == record_check(record_seed(salt, at, key), delta))
-        .then_some(Record { key, delta, next })
+    (u64_at(bytes, at + 8) == record_check(record_seed(salt, at, key), delta)).then_some(Record {
+        key,
+        delta,
+        next,
+    })
 }
 
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {

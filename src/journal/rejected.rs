@@ -37,7 +37,14 @@ impl Rejected {
     pub fn new(key: &[u8], delta: i64, reason: String, batch: u64, at: u64) -> Self {
         let text = std::str::from_utf8(key).ok().map(str::to_owned);
         let key_b64 = text.is_none().then(|| STANDARD.encode(key));
-        Rejected { key: text, key_b64, delta, reason, batch, at }
+        Rejected {
+            key: text,
+            key_b64,
+            delta,
+            reason,
+            batch,
+            at,
+        }
     }
 
     /// The key's bytes; `None` when the line's base64 is none.

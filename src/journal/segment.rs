@@ -53,7 +53,11 @@ impl Writer {
     /// # Errors
     /// What the file system says; a partial file is removed again.
     pub fn create(path: PathBuf, header: Header, bytes_max: usize) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
         let made = (|| {
             fallocate(&file, FallocateFlags::empty(), 0, BYTES_INITIAL as u64)?;
             map_mut(&file, BYTES_INITIAL)
@@ -85,7 +89,9 @@ impl Writer {
     /// Takes up a segment that a process left open, to seal it.
     pub(super) fn reopen(file: File, path: PathBuf, parts: SealedParts) -> io::Result<Self> {
         let needed = parts.end + table_bytes(parts.batch_starts.len());
-        let bytes = (file.metadata()?.len() as usize).max(needed).next_multiple_of(4096);
+        let bytes = (file.metadata()?.len() as usize)
+            .max(needed)
+            .next_multiple_of(4096);
         fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)?;
         let mut writer = Writer {
             map: map_mut(&file, bytes)?,
@@ -351,7 +357,10 @@ impl Sealed {
             while at < end {
                 if let Some(record) = format::record(&self.map, at, end, self.salt) {
                     at = record.next;
-                    return Some(Delta { key: record.key, amount: record.delta });
+                    return Some(Delta {
+                        key: record.key,
+                        amount: record.delta,
+                    });
                 }
                 at += 16; // Damaged, and reported when it was recovered: look for the next sound one.
             }
@@ -393,7 +402,10 @@ pub(super) struct SealedParts {
 
 /// The table that follows the records of a sealed segment.
 pub(super) fn batch_table(starts: &[u32], salt: u64) -> Vec<u8> {
-    let mut table: Vec<u8> = starts.iter().flat_map(|start| start.to_le_bytes()).collect();
+    let mut table: Vec<u8> = starts
+        .iter()
+        .flat_map(|start| start.to_le_bytes())
+        .collect();
     let check = xxh3_64_with_seed(&table, salt);
     table.extend_from_slice(&check.to_le_bytes());
     table

@@ -22,7 +22,10 @@ pub fn store16(bytes: &mut [u8], at: usize, low: u64, high: u64) {
     // SAFETY: `pair` is 16 writable bytes.
     unsafe {
         use std::arch::aarch64::{vcombine_u64, vcreate_u64, vst1q_u64};
-        vst1q_u64(pair.as_mut_ptr().cast(), vcombine_u64(vcreate_u64(low), vcreate_u64(high)));
+        vst1q_u64(
+            pair.as_mut_ptr().cast(),
+            vcombine_u64(vcreate_u64(low), vcreate_u64(high)),
+        );
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     compile_error!("a 16-byte store by one instruction is needed here");

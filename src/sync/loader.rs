@@ -43,7 +43,12 @@ impl<S: Store> Loader<S> {
                     Ok(_) => self.stats.loads_total.add(keys.len() as u64),
                     Err(_) => self.stats.load_errors_total.add(1),
                 }
-                if self.counters.send(ToCounters::Loaded { keys, reading }).await.is_err() {
+                if self
+                    .counters
+                    .send(ToCounters::Loaded { keys, reading })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 keys = rest;

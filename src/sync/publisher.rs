@@ -57,7 +57,9 @@ impl<S: Store> Publisher<S> {
                 Err(_) => self.message(seq, clock, None),
             };
             due = Instant::now() + self.heartbeat;
-            let Ok(text) = serde_json::to_vec(&message) else { continue };
+            let Ok(text) = serde_json::to_vec(&message) else {
+                continue;
+            };
             let text = Bytes::from(text);
             if self.enabled {
                 match self.store.publish(&text).await {

@@ -51,15 +51,33 @@ pub struct Spec {
 }
 
 const fn spec(command: Command, name: &'static str, arity: i32) -> Spec {
-    Spec { command, name, arity, keys: (0, 0, 0), write: false }
+    Spec {
+        command,
+        name,
+        arity,
+        keys: (0, 0, 0),
+        write: false,
+    }
 }
 
 const fn one_key(command: Command, name: &'static str, arity: i32, write: bool) -> Spec {
-    Spec { command, name, arity, keys: (1, 1, 1), write }
+    Spec {
+        command,
+        name,
+        arity,
+        keys: (1, 1, 1),
+        write,
+    }
 }
 
 const fn all_keys(command: Command, name: &'static str, arity: i32) -> Spec {
-    Spec { command, name, arity, keys: (1, -1, 1), write: false }
+    Spec {
+        command,
+        name,
+        arity,
+        keys: (1, -1, 1),
+        write: false,
+    }
 }
 
 /// Every command, the most frequent first.
@@ -110,5 +128,7 @@ impl Spec {
 /// Finds a command by its name in any case.
 #[inline]
 pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
-    COMMANDS.iter().find(|spec| spec.name.as_bytes().eq_ignore_ascii_case(name))
+    COMMANDS
+        .iter()
+        .find(|spec| spec.name.as_bytes().eq_ignore_ascii_case(name))
 }

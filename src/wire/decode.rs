@@ -58,7 +58,11 @@ pub enum ProtocolError {
 }
 
 fn printable(byte: u8) -> char {
-    if byte.is_ascii_graphic() || byte == b' ' { byte as char } else { '?' }
+    if byte.is_ascii_graphic() || byte == b' ' {
+        byte as char
+    } else {
+        '?'
+    }
 }
 
 /// Where the decoding of one connection stands.
@@ -82,7 +86,9 @@ impl Decoder {
     pub fn decode(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
         let step = self.step(input)?;
         match step {
-            Step::Incomplete if input.len() > FRAME_BYTES_MAX => return Err(ProtocolError::TooLarge),
+            Step::Incomplete if input.len() > FRAME_BYTES_MAX => {
+                return Err(ProtocolError::TooLarge);
+            }
             Step::Incomplete => {}
             Step::Command(_) | Step::Nothing(_) => {
                 self.at = 0;
@@ -96,7 +102,11 @@ impl Decoder {
     /// Where argument `index` of the command just decoded lies in its input; `None` for an inline
     /// command, whose arguments are copies, and for an argument that is not there.
     pub fn place(&self, index: usize) -> Option<Range<usize>> {
-        if self.inline.is_some() { None } else { self.args.get(index).cloned() }
+        if self.inline.is_some() {
+            None
+        } else {
+            self.args.get(index).cloned()
+        }
     }
 
     /// Whether the last call to `decode` ended amid a command.
@@ -106,7 +116,10 @@ impl Decoder {
 
     /// The arguments of the command just decoded from `input`, its name first.
     pub fn args<'a>(&'a self, input: &'a [u8]) -> Args<'a> {
-        Args { bytes: self.inline.as_deref().unwrap_or(input), ranges: &self.args }
+        Args {
+            bytes: self.inline.as_deref().unwrap_or(input),
+            ranges: &self.args,
+        }
     }
 
     fn step(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
@@ -186,7 +199,11 @@ impl Decoder {
         let mut words = Vec::new();
         split_words(line, &mut words, &mut self.args)?;
         self.inline = Some(words);
-        Ok(if self.args.is_empty() { Step::Nothing(end + 1) } else { Step::Command(end + 1) })
+        Ok(if self.args.is_empty() {
+            Step::Nothing(end + 1)
+        } else {
+            Step::Command(end + 1)
+        })
     }
 }
 
@@ -195,16 +212,19 @@ impl Decoder {
 fn line(input: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let rest = input.get(at..)?;
     // Lengths are short: a plain loop beats a search routine.
-    let end = rest.iter().take(LINE_BYTES_MAX).position(|&byte| byte == b'\r')?;
+    let end = rest
+        .iter()
+        .take(LINE_BYTES_MAX)
+        .position(|&byte| byte == b'\r')?;
     (at + end + 2 <= input.len()).then(|| (&rest[..end], at + end + 2))
 }
 
-fn incomplete_line(
-    input: &[u8],
-    from: usize,
-    error: ProtocolError,
-) -> Result<Step, ProtocolError> {
-    if input.len() - from > LINE_BYTES_MAX { Err(error) } else { Ok(Step::Incomplete) }
+fn incomplete_line(input: &[u8], from: usize, error: ProtocolError) -> Result<Step, ProtocolError> {
+    if input.len() - from > LINE_BYTES_MAX {
+        Err(error)
+    } else {
+        Ok(Step::Incomplete)
+    }
 }
 
 /// Splits a line as `sdssplitargs` of Redis does: blanks, '...' and "..." with escapes.
@@ -215,7 +235,10 @@ fn split_words(
 ) -> Result<(), ProtocolError> {
     let mut rest = line.iter().copied().peekable();
     loop {
-        while rest.next_if(|byte| byte.is_ascii_whitespace() || *byte == 0x0b).is_some() {}
+        while rest
+            .next_if(|byte| byte.is_ascii_whitespace() || *byte == 0x0b)
+            .is_some()
+        {}
         if rest.peek().is_none() {
             return Ok(());
         }
@@ -228,7 +251,9 @@ fn split_words(
                 (None, Some(byte)) if byte.is_ascii_whitespace() || byte == 0 => break,
                 (None, Some(byte @ (b'"' | b'\''))) => quote = Some(byte),
                 (Some(b'"'), Some(b'\\')) => {
-                    let Some(escaped) = rest.next() else { return Err(ProtocolError::Quotes) };
+                    let Some(escaped) = rest.next() else {
+                        return Err(ProtocolError::Quotes);
+                    };
                     words.push(match escaped {
                         b'n' => b'\n',
                         b'r' => b'\r',
@@ -298,13 +323,18 @@ impl<'a> Args<'a> {
     /// Argument `index`; empty if there is none.
     #[inline]
     pub fn get(&self, index: usize) -> &'a [u8] {
-        self.ranges.get(index).map_or(&[], |range| &self.bytes[range.clone()])
+        self.ranges
+            .get(index)
+            .map_or(&[], |range| &self.bytes[range.clone()])
     }
 
     /// All from `index` on.
     pub fn from(&self, index: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let bytes = self.bytes;
-        self.ranges.iter().skip(index).map(move |range| &bytes[range.clone()])
+        self.ranges
+            .iter()
+            .skip(index)
+            .map(move |range| &bytes[range.clone()])
     }
 }
 

@@ -48,7 +48,13 @@ pub fn simple(out: &mut Out, text: &str) {
 /// `-ERR ...\r\n`; the text begins with its code. Line breaks in it become blanks.
 pub fn error(out: &mut Out, text: &str) {
     out.push(b'-');
-    out.extend(text.bytes().map(|byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }));
+    out.extend(text.bytes().map(|byte| {
+        if byte == b'\r' || byte == b'\n' {
+            b' '
+        } else {
+            byte
+        }
+    }));
     out.extend_from_slice(b"\r\n");
 }
 
@@ -75,7 +81,15 @@ pub fn map(out: &mut Out, pairs: usize, version: Version) {
 
 /// The beginning of a message that answers no command.
 pub fn push(out: &mut Out, len: usize, version: Version) {
-    header(out, if version == Version::Resp3 { b'>' } else { b'*' }, len);
+    header(
+        out,
+        if version == Version::Resp3 {
+            b'>'
+        } else {
+            b'*'
+        },
+        len,
+    );
 }
 
 /// Text for people (`INFO`): in RESP3 marked as such.

@@ -22,7 +22,11 @@ pub fn parse_i64(text: &[u8]) -> Option<i64> {
         }
         _ => return None,
     };
-    if negative { 0_i64.checked_sub_unsigned(magnitude) } else { i64::try_from(magnitude).ok() }
+    if negative {
+        0_i64.checked_sub_unsigned(magnitude)
+    } else {
+        i64::try_from(magnitude).ok()
+    }
 }
 
 #[cfg(test)]
@@ -33,14 +37,20 @@ mod tests {
     fn the_ends_of_the_range_are_read_and_their_neighbours_refused() {
         assert_eq!(parse_i64(b"9223372036854775807"), Some(i64::MAX));
         assert_eq!(parse_i64(b"-9223372036854775808"), Some(i64::MIN));
-        for text in ["9223372036854775808", "-9223372036854775809", "99999999999999999999"] {
+        for text in [
+            "9223372036854775808",
+            "-9223372036854775809",
+            "99999999999999999999",
+        ] {
             assert_eq!(parse_i64(text.as_bytes()), None, "{text}");
         }
     }
 
     #[test]
     fn what_redis_refuses_is_refused() {
-        for text in ["", "-", "+1", " 1", "1 ", "01", "-0", "1.0", "1e3", "0x1", "one"] {
+        for text in [
+            "", "-", "+1", " 1", "1 ", "01", "-0", "1.0", "1e3", "0x1", "one",
+        ] {
             assert_eq!(parse_i64(text.as_bytes()), None, "{text:?}");
         }
         assert_eq!(parse_i64(b"0"), Some(0));

@@ -163,12 +163,12 @@ async fn a_claim_fences_off_an_older_lane() {
     apply(&mut old, 1, &[("a", 1)]).await;
     let next = RedisStore::new(config(server.info()), identity(2));
     let (mut lane, standing) = next.connect().await.unwrap();
-    let (mut late, _) = next.connect().await.unwrap();
+    let (mut rival, _) = next.connect().await.unwrap();
     assert_eq!(standing.token.unwrap().run, identity(1).run);
     claim(&mut lane, 1).await;
     // Guarded by the WATCH of each lane: without it the old lane applies batch 2 as well.
     assert_token_moved(&old.apply(2, &deltas(&[("a", 10)])).await);
-    assert!(matches!(late.claim(1).await, Claim::TokenMoved));
+    assert!(matches!(rival.claim(1).await, Claim::TokenMoved));
     assert_eq!(apply(&mut lane, 2, &[("a", 100)]).await.0, [Ok(101)]);
     assert_eq!(server.run(&["GET", &token_key(NODE)]), "2 0000000000000002");
 }
