@@ -1,11 +1,14 @@
 //! The Redis store on a real redis-server: what it applies, reads, publishes, and refuses.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use redis::{ConnectionAddr, IntoConnectionInfo};
 use tallyd::store::redis::{Delivery, RedisConfig, RedisStore};
 use tallyd::store::{
     Claim, KeyError, Lane, Outcome, Refusal, Store, StoreError, Token, clock_key, token_key,
 };
+use tokio::task::JoinSet;
 
 use crate::store_support::{
     NODE, Server, apply, assert_token_moved, claim, config, deltas, everything, identity,
@@ -278,7 +281,12 @@ async fn values_are_read_with_their_clock() {
     assert_eq!(store.read(&keys).await.unwrap().clock, 1);
 
     // Many at once share the connection.
-    let many = futures_util::future::join_all((0..50).map(|_| store.read(&keys))).await;
+    let (store, mut reads) = (Arc::new(store), JoinSet::new());
+    for _ in 0..50 {
+        let (store, keys) = (Arc::clone(&store), keys.clone());
+        reads.spawn(async move { store.read(&keys).await });
+    }
+    let many = reads.join_all().await;
     assert!(
         many.iter()
             .all(|reading| reading.as_ref().unwrap().clock == 1)
