@@ -211,6 +211,7 @@ impl<S: Store> Flush<S> {
             self.drain().await?;
             if self.arrivals.is_empty() && !self.stopping {
                 tokio::select! {
+                    biased;
                     command = self.commands.recv() => self.take(command),
                     () = self.seal_wanted.notified() => {}
                     _ = tick.tick() => {}
@@ -238,8 +239,8 @@ impl<S: Store> Flush<S> {
                 continue;
             }
             for done in waiting {
-                // Whoever asked may have gone.
-                let _ = done.send(());
+                // Behind the messages that settle, so that whoever asked finds nothing pending.
+                self.tell(ToCounters::Flushed(done)).await?;
             }
             if stopping {
                 return Ok(());
@@ -367,6 +368,7 @@ impl<S: Store> Flush<S> {
             tokio::pin!(sleep);
             loop {
                 tokio::select! {
+                    biased;
                     command = self.commands.recv(), if !self.stopping => self.take(command),
                     () = &mut sleep => break,
                 }

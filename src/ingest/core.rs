@@ -207,6 +207,10 @@ impl Core {
                 self.loads.arrived(&keys, reading.is_ok());
             }
             ToCounters::Budget { bytes_max } => writer.set_bytes_max(bytes_max),
+            ToCounters::Flushed(done) => {
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
             ToCounters::Message(text) => {
                 self.hub
                     .borrow_mut()

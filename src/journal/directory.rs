@@ -259,10 +259,15 @@ impl Directory {
                 }
             }
             let sealed = adopt(&path, found, recovery.next_batch)?;
-            if recovery.segments.is_empty() {
-                recovery.applied = recovery.applied.max(sealed.first_batch() - 1);
+            // After a roll-back an earlier segment may be unapplied in part: the cells of later ones
+            // say nothing then. Numbers that are missing in between were set aside.
+            if recovery
+                .segments
+                .last()
+                .is_none_or(|last| last.last_batch() <= recovery.applied)
+            {
+                recovery.applied = sealed.applied().max(sealed.first_batch() - 1);
             }
-            recovery.applied = recovery.applied.max(sealed.applied());
             recovery.next_batch = sealed.last_batch() + 1;
             recovery.segments.push(sealed);
         }

@@ -15,6 +15,7 @@ mod protocol;
 mod publish;
 mod reads;
 mod shutdown;
+mod simulation;
 mod store_down;
 mod store_embedded;
 mod store_redis;
