@@ -10,6 +10,8 @@ mod clients;
 mod crash;
 mod exact;
 mod faults;
+#[cfg(feature = "fail-points")]
+mod kill_points;
 mod listen;
 mod protocol;
 mod publish;
