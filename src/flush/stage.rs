@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
 use super::link::{Announcement, Closed, Settled, ToCounters};
@@ -207,8 +207,7 @@ impl<S: Store> Flush<S> {
     /// May be dropped at any time; nothing acknowledged is lost or counted twice.
     pub async fn run(mut self) -> Result<(), FlushError> {
         self.adopt_rejected();
-        let mut tick = tokio::time::interval(self.config.interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = ticks(self.config.interval);
         self.gauge();
         loop {
             // What a former process left comes first; later rounds find the queue empty here.
@@ -225,11 +224,7 @@ impl<S: Store> Flush<S> {
                 self.take(Some(command));
             }
             if tick.period() != self.config.interval {
-                tick = tokio::time::interval_at(
-                    tokio::time::Instant::now() + self.config.interval,
-                    self.config.interval,
-                );
-                tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                tick = ticks(self.config.interval);
             }
             let waiting = std::mem::take(&mut self.arrivals);
             let stopping = self.stopping;
@@ -993,6 +988,14 @@ fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64
         }
         Ok(value) => Ok(value),
     }
+}
+
+/// The first tick comes after one period, as what a former process left has been flushed by then.
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval_at(Instant::now().into(), period);
+    ticks.reset();
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 fn unix_ms() -> u64 {

@@ -46,6 +46,8 @@ pub struct Core {
     pub input: RefCell<Vec<u8>>,
     /// Replies of one burst, before they are written.
     pub replies: RefCell<Vec<u8>>,
+    /// What all clients hold in unread answers and unfinished commands, in bytes.
+    pub client_bytes: Cell<usize>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// Clients that wait for values.
@@ -95,6 +97,7 @@ impl Core {
             }),
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
+            client_bytes: Cell::new(0),
             stats: parts.stats,
             loads: Loads::new(parts.wanted, load_timeout),
             durable: Durable::default(),

@@ -209,7 +209,12 @@ impl Replies for Transaction {
             }
             (Due::Exec, Reply::Error(message)) => {
                 self.end = Some(End::Refused(text(message)));
-                Due::Nothing
+                // The server itself goes on with the `WATCH`; a proxy's error may be its last word.
+                if message.starts_with(b"EXECABORT ") {
+                    Due::Watch
+                } else {
+                    Due::Nothing
+                }
             }
             (Due::Result(index), reply) => {
                 self.take_result(index, reply)?;
@@ -343,7 +348,11 @@ mod tests {
     /// The verdict on a batch of two keys that is answered so.
     fn verdict(replies: &[Reply<'_>]) -> Verdict {
         let mut transaction = Transaction::batch(2);
-        for (at, reply) in replies.iter().enumerate() {
+        let watch = replies.last().is_some_and(
+            |last| matches!(last, Reply::Error(text) if text.starts_with(b"EXECABORT ")),
+        );
+        let replies: Vec<_> = replies.iter().chain(watch.then_some(&OK)).collect();
+        for (at, &reply) in replies.iter().enumerate() {
             let last = transaction.take(*reply).unwrap();
             assert_eq!(last, at + 1 == replies.len(), "after reply {at}");
         }
