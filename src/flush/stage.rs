@@ -992,8 +992,7 @@ fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64
 
 /// The first tick comes after one period, as what a former process left has been flushed by then.
 fn ticks(period: Duration) -> Interval {
-    let mut ticks = interval_at(Instant::now().into(), period);
-    ticks.reset();
+    let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }
