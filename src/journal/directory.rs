@@ -294,6 +294,10 @@ impl Directory {
                 (Fate::SetAside(reason), _) => {
                     self.set_aside(&path, &reason, false, &mut recovery.damage)?;
                 }
+                // It tells no number. Gone before a later one is opened, which would make it suspect.
+                (Fate::Remove, Err(ExamineError::Blank)) => {
+                    fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
+                }
                 _ => unneeded.push(path),
             }
         }

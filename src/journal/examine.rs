@@ -161,7 +161,7 @@ fn examine_whole(
     let (header, batch_keys_known, refusal) = match Header::decode(bytes) {
         Ok(header) => (header, true, None),
         Err(error @ HeaderError::Format(_)) => return Err(error.into()),
-        Err(_) if is_blank(bytes) => return Err(ExamineError::Blank),
+        Err(_) if is_blank(bytes, file_bytes) => return Err(ExamineError::Blank),
         Err(error) => {
             let (node, number) = (expected.node, expected.number);
             let (header, known) = Header::rebuild(bytes, node, number, expected.batch_keys);
@@ -213,7 +213,8 @@ fn examine_whole(
         let words = "the table of batches is damaged";
         examined.damage.push(words.to_owned());
         examined.unusable = walk.hole || !batch_keys_known;
-        examined.batches_lost = cells.sealed_records.is_none();
+        let all_there = cells.end == Some(walk.end) && !walk.hole && batch_keys_known;
+        examined.batches_lost = cells.sealed_records.is_none() && !all_there;
         let batches = cells
             .sealed_records
             .map_or(0, |records| records.div_ceil(header.batch_keys.into()));
@@ -235,9 +236,12 @@ fn examine_whole(
     Ok(examined)
 }
 
-/// Whether a process ended between creating the file and finishing its header: no byte behind
-/// the header was ever written.
-fn is_blank(bytes: &[u8]) -> bool {
+/// Whether a process ended between creating the file and finishing its header: the file is empty,
+/// or preallocated and no byte behind the header was ever written.
+fn is_blank(bytes: &[u8], file_bytes: usize) -> bool {
+    if (1..RECORDS_AT).contains(&file_bytes) {
+        return false;
+    }
     bytes[HEADER_BYTES..].iter().all(|&byte| byte == 0)
         && bytes
             .iter()

@@ -21,3 +21,6 @@ mod store16;
 
 pub use directory::{Directory, JournalError, Recovery};
 pub use segment::{Sealed, SyncHandle, Writer};
+
+#[cfg(test)]
+mod tests;

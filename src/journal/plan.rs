@@ -68,6 +68,10 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
     let mut told = false;
     for (index, file) in files.iter().enumerate() {
         let fate = match judge(file, node) {
+            Judged::Remove if is_blank(file) && files[index + 1..].iter().any(was_opened) => {
+                // The newest file may be blank, when its process was killed. An older one is not.
+                Fate::SetAside("nothing is in it, and later segments were opened".to_owned())
+            }
             Judged::Remove => {
                 if let Some(first) = firsts[index] {
                     // Empty: only its number matters.
@@ -125,6 +129,14 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
         plan.next_batch = plan.next_batch.max(unused);
     }
     plan
+}
+
+fn is_blank(file: &Found) -> bool {
+    matches!(file.examined, Err(ExamineError::Blank))
+}
+
+fn was_opened(file: &Found) -> bool {
+    matches!(&file.examined, Ok(found) if found.first_batch.is_some())
 }
 
 enum Judged<'a> {
