@@ -133,6 +133,8 @@ pub struct Flush<S: Store> {
     uncertain: bool,
     claimed: bool,
     ever_claimed: bool,
+    /// No former process has used a higher batch number.
+    numbered: u64,
     server: Option<String>,
     clock: u64,
     /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
@@ -170,6 +172,7 @@ impl<S: Store> Flush<S> {
             runs: parts.directory.runs().to_vec(),
             run: identity.run,
             ever_claimed: parts.directory.ever_claimed(),
+            numbered: parts.directory.numbered(),
             directory: Arc::new(Mutex::new(parts.directory)),
             rejected: parts.rejected,
             counters: parts.counters,
@@ -484,10 +487,12 @@ impl<S: Store> Flush<S> {
         }
         self.token = None;
         if self.config.exactly_once {
+            // A former process may have got further than any segment that could be read.
             let sealed = self
                 .queue
                 .back()
-                .map_or(self.applied, |last| last.last_batch());
+                .map_or(self.applied, |last| last.last_batch())
+                .max(self.numbered);
             let known = Known {
                 applied: self.applied,
                 sealed,
@@ -532,7 +537,12 @@ impl<S: Store> Flush<S> {
             Verdict::Continue | Verdict::Conflict(_) => {}
             Verdict::Applied(upto) => {
                 while self.applied < upto {
-                    if let Err(pause) = self.read_back().await? {
+                    if self.queue.is_empty() {
+                        // What was numbered so was set aside as damaged.
+                        self.applied = upto;
+                        break;
+                    }
+                    if let Err(pause) = self.read_back(upto).await? {
                         return Ok(Err(pause));
                     }
                 }
@@ -567,13 +577,18 @@ impl<S: Store> Flush<S> {
         Ok(Ok(()))
     }
 
-    /// The batch after `applied` is in the store, its reply is not here: values and refusals are
-    /// read from the keys.
-    async fn read_back(&mut self) -> Result<Result<(), Pause>, FlushError> {
+    /// The batch after `applied`, which is not beyond `upto`, is in the store, its reply is not
+    /// here: values and refusals are read from the keys.
+    async fn read_back(&mut self, upto: u64) -> Result<Result<(), Pause>, FlushError> {
         let Some(segment) = self.queue.front().cloned() else {
             return Ok(Ok(())); // `resolve` allows nothing beyond what was sealed.
         };
         self.applied = self.applied.max(segment.first_batch() - 1);
+        if self.applied >= upto {
+            // The token names a batch of a segment that was set aside as damaged; this one was
+            // never sent.
+            return Ok(Ok(()));
+        }
         let batch = self.applied + 1;
         if batch > segment.last_batch() {
             self.finish().await?;
