@@ -16,13 +16,40 @@ pub type Out = Vec<u8>;
 /// `:1\r\n`
 #[inline]
 pub fn integer(out: &mut Out, value: i64) {
-    // Most counters are small: one digit at a time from the table below is itoa's work.
-    let mut digits = itoa::Buffer::new();
-    let digits = digits.format(value).as_bytes();
-    out.reserve(digits.len() + 3);
-    out.push(b':');
-    out.extend_from_slice(digits);
-    out.extend_from_slice(b"\r\n");
+    let Some(small) = u32::try_from(value).ok().filter(|&value| value < SMALL) else {
+        let mut digits = itoa::Buffer::new();
+        out.push(b':');
+        out.extend_from_slice(digits.format(value).as_bytes());
+        return out.extend_from_slice(b"\r\n");
+    };
+    let digits = eight_digits(small);
+    // The first digit is in the lowest byte; the last one stays even if it is zero.
+    let zeros = (digits.trailing_zeros() / 8).min(7);
+    let shown = (digits | 0x3030_3030_3030_3030) >> (8 * zeros);
+    let shown_bytes = 8 - zeros;
+    let reply = u128::from(b':')
+        | u128::from(shown) << 8
+        | u128::from(u16::from_le_bytes(*b"\r\n")) << (8 + 8 * shown_bytes);
+    // A copy of fixed size; one of just these bytes would be a call, and dearer than the digits.
+    let len = out.len() + shown_bytes as usize + 3;
+    out.extend_from_slice(&reply.to_le_bytes());
+    out.truncate(len);
+}
+
+/// Below this, an integer has eight digits at most.
+const SMALL: u32 = 100_000_000;
+
+/// The decimal digits of a number below [`SMALL`], each in a byte, the first one lowest.
+///
+/// Lanes of four, two and one digit are divided at once by multiplication: P. Khuong, "How to print
+/// integers really fast" (2017). Measured: half the time of one division after another.
+#[inline]
+fn eight_digits(small: u32) -> u64 {
+    let fours = u64::from(small / 10_000) | u64::from(small % 10_000) << 32;
+    let high = (fours * 10_486 >> 20) & 0x0000_007f_0000_007f;
+    let twos = (fours - 100 * high) << 16 | high;
+    let high = (twos * 103 >> 10) & 0x000f_000f_000f_000f;
+    (twos - 10 * high) << 8 | high
 }
 
 /// `$2\r\nab\r\n`
@@ -167,8 +194,17 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
+
         #[test]
-        fn integers_are_written_as_rust_writes_them(value: i64) {
+        fn integers_are_written_as_rust_writes_them(
+            value in prop_oneof![
+                any::<i64>(),
+                -1000..1000_i64,
+                0..1_000_000_000_i64,
+                (0..18_u32, -1..=1_i64).prop_map(|(power, step)| 10_i64.pow(power) + step),
+            ],
+        ) {
             prop_assert_eq!(encoded(|out| integer(out, value)), format!(":{value}\r\n"));
         }
 
