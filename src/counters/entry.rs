@@ -66,7 +66,7 @@ impl Entry {
             return false;
         }
         if key.len() <= INLINE {
-            self.key[..key.len()] == *key
+            same(&self.key[..key.len()], key)
         } else {
             self.key[4..INLINE] == key[..INLINE - 4] && long.get(self.long()) == key
         }
@@ -97,6 +97,28 @@ impl Entry {
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// Whether two short keys of one length are equal: a comparison of slices would be a call.
+#[inline]
+fn same(own: &[u8], other: &[u8]) -> bool {
+    // The two ends overlap where they have to.
+    macro_rules! ends {
+        ($word:ty) => {{
+            const BYTES: usize = size_of::<$word>();
+            if let (Some(a), Some(b)) = (own.first_chunk::<BYTES>(), other.first_chunk())
+                && let (Some(c), Some(d)) = (own.last_chunk::<BYTES>(), other.last_chunk())
+            {
+                return <$word>::from_ne_bytes(*a) == <$word>::from_ne_bytes(*b)
+                    && <$word>::from_ne_bytes(*c) == <$word>::from_ne_bytes(*d);
+            }
+        }};
+    }
+    const _: () = assert!(INLINE <= 32);
+    ends!(u128);
+    ends!(u64);
+    ends!(u32);
+    own.iter().eq(other)
 }
 
 /// Keys too long for their entry.

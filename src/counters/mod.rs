@@ -4,7 +4,8 @@
 //! record) goes through [`Recorder`], which the journal implements.
 //!
 //! Invariants:
-//! 1. `view = value + pending` fits 64 bits for every entry, always.
+//! 1. `view = value + pending` fits 64 bits after every add that is taken. (A value seen later may
+//!    lead beyond; reads are then answered with the end of the range.)
 //! 2. `pending` is the sum of the amounts taken and not yet settled; a delta that the recorder
 //!    refused was not taken.
 //! 3. An entry with something pending is never evicted.

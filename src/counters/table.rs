@@ -20,8 +20,8 @@ const GROUP: usize = 64;
 /// What one counter costs: its entry, and its share of an index that is 3/8 to 3/4 full.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 16;
 const NONE: u32 = u32::MAX;
-/// So many entries one search for a victim looks at, for each victim wanted.
-const SWEEP: usize = 64;
+/// So many entries one search for a victim looks at, at most: some microseconds.
+const SWEEP: usize = 4096;
 
 /// What a command wants of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +89,8 @@ pub enum Answer {
     Bad(BadValue),
     /// Not taken: the view would leave 64 bits.
     Overflow,
-    /// Not taken: `limits.max_view_bytes` is reached and every entry has something pending.
+    /// Not taken: `limits.max_view_bytes` is reached, and a long search found only entries that
+    /// have something pending.
     Full,
     /// Not taken: the journal refused.
     Record(RecordError),
@@ -211,35 +212,39 @@ impl Table {
             }
         }
         let epoch = recorder.epoch();
-        let mut new_bytes = 0;
         for op in &mut *ops {
-            let key = op.key(input);
-            if op.entry != NONE && !self.entries[op.entry as usize].holds(key, &self.long) {
-                op.entry = self.find(key, op.tag);
-            }
             if op.entry == NONE {
-                new_bytes += entry_bytes(key);
                 continue;
+            }
+            let key = op.key(input);
+            if !self.entries[op.entry as usize].holds(key, &self.long) {
+                op.entry = self.find(key, op.tag);
+                if op.entry == NONE {
+                    continue;
+                }
             }
             let entry = &self.entries[op.entry as usize];
             if entry.epoch == epoch {
                 recorder.prefetch(entry.record);
             }
         }
-        if self.bytes() + new_bytes > self.limits.bytes_max && self.evict(new_bytes) {
-            // What was found may be among the evicted.
-            for op in &mut *ops {
-                op.entry = self.find(op.key(input), op.tag);
-            }
-        }
+        // What was found before an eviction may be among the evicted.
+        let mut stale = false;
+        let mut full = false;
         for op in ops {
             let key = op.key(input);
-            if op.entry == NONE {
-                // An operation before this one may have brought the key in.
+            if op.entry == NONE || stale {
+                // Or an operation before this one has brought the key in.
                 op.entry = self.find(key, op.tag);
             }
             if op.entry == NONE {
-                if self.bytes() + entry_bytes(key) > self.limits.bytes_max {
+                let bytes = entry_bytes(key);
+                if self.bytes() + bytes > self.limits.bytes_max && !full {
+                    stale |= self.evict(bytes);
+                }
+                if self.bytes() + bytes > self.limits.bytes_max {
+                    // One search a group: the next would find no more.
+                    full = true;
                     op.answer = Answer::Full;
                     continue;
                 }
@@ -273,12 +278,22 @@ impl Table {
     /// A delta of `amount` is in the store, which then had `value` at `clock`; or, with `None`,
     /// was set aside for good and is no longer pending.
     pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>) {
-        let at = self.find(key, self.tag(key));
+        let tag = self.tag(key);
+        let mut at = self.find(key, tag);
         if at == NONE {
-            return; // Evicted: its deltas had cancelled out.
+            if amount == 0 {
+                return;
+            }
+            // Evicted while its deltas cancelled out; without this one, the others no longer do.
+            at = self.insert(key, tag);
+            self.entries[at as usize].flags |= EXISTS;
         }
         let entry = &mut self.entries[at as usize];
         entry.pending = entry.pending.wrapping_sub(amount);
+        if entry.pending == 0 {
+            // No add is on its way any more that would bring the key about, should it be deleted.
+            entry.epoch = 0;
+        }
         if let Some((value, clock)) = stored
             && (clock > entry.clock || !entry.has(KNOWN))
         {
@@ -440,13 +455,24 @@ impl Table {
         self.slots = slots;
     }
 
-    /// Gives up entries that hold nothing pending until `bytes` are free or the search has gone
-    /// far enough. Returns whether any was given up.
+    /// Gives up entries that hold nothing pending until there is room for `bytes` more, or the
+    /// search has gone far enough. Returns whether any was given up.
     fn evict(&mut self, bytes: usize) -> bool {
         let before = self.evicted;
-        let wanted = bytes / ENTRY_BYTES + 1;
-        for _ in 0..wanted * SWEEP {
-            if self.bytes() + bytes <= self.limits.bytes_max || self.entries.is_empty() {
+        let from = self.hand;
+        self.sweep(bytes);
+        if self.bytes() + bytes > self.limits.bytes_max {
+            // Over the same entries again, whose bits of recent use are cleared by now: better to
+            // give up one that is used than to refuse a key.
+            self.hand = from;
+            self.sweep(bytes);
+        }
+        self.evicted != before
+    }
+
+    fn sweep(&mut self, bytes: usize) {
+        for _ in 0..SWEEP.min(self.entries.len()) {
+            if self.bytes() + bytes <= self.limits.bytes_max {
                 break;
             }
             self.hand = (self.hand + 1) % self.entries.len();
@@ -461,7 +487,6 @@ impl Table {
             self.remove(self.hand as u32);
             self.evicted += 1;
         }
-        self.evicted != before
     }
 
     fn remove(&mut self, number: u32) {

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod architecture;
 mod clients;
 mod crash;
 mod exact;
