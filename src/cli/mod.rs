@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod check;
+pub mod demo;
 pub mod exit;
 pub mod run;
 
@@ -41,8 +42,7 @@ where
             &mut io::stderr(),
         ),
         Command::Run(args) => run::run(Flags::from(args)),
-        // TO FILL IN: a daemon on the embedded store in a temporary directory.
-        Command::Demo(_) => not_built("demo"),
+        Command::Demo(args) => demo::demo(&args),
         // TO FILL IN: show, verify, rejected, replay.
         Command::Journal(_) => not_built("journal"),
     }
