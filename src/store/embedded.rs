@@ -70,13 +70,12 @@ impl File {
             write.open_table(COUNTERS)?;
             let mut meta = write.open_table(META)?;
             let found = meta.get(ID_KEY)?.map(|value| value.value().to_owned());
-            match found {
-                Some(id) => id,
-                None => {
-                    let id = random_id()?;
-                    meta.insert(ID_KEY, id.as_str())?;
-                    id
-                }
+            if let Some(id) = found {
+                id
+            } else {
+                let id = random_id()?;
+                meta.insert(ID_KEY, id.as_str())?;
+                id
             }
         };
         write.commit()?;

@@ -294,3 +294,28 @@ pub trait Lane: Send + 'static {
     /// A batch that names one key twice is applied twice, as one would expect.
     fn apply(&mut self, batch: u64, deltas: &[Delta<'_>]) -> impl Future<Output = Outcome> + Send;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_reads_back_as_it_was_written_and_nothing_else_does() {
+        let token = Token {
+            batch: u64::MAX,
+            run: RunId(0xa91e),
+        };
+        assert_eq!(token.to_string(), "18446744073709551615 000000000000a91e");
+        assert_eq!(token.to_string().parse(), Ok(token));
+        for text in [
+            "",
+            "1",
+            "1 a91e",
+            "+1 000000000000a91e",
+            "1 000000000000A91E",
+            "1  a",
+        ] {
+            assert_eq!(text.parse::<Token>(), Err(NotAToken), "{text}");
+        }
+    }
+}

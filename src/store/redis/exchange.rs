@@ -125,8 +125,7 @@ impl Wire {
     ) -> Result<(), Failure> {
         let mut state = Exchange {
             written: 0,
-            all_written: false,
-            flushed: false,
+            stage: Stage::Writing,
             sent: false,
             moved: false,
             broken_write: None,
@@ -230,13 +229,13 @@ impl Wire {
         state: &mut Exchange,
         request: &mut impl Request,
     ) -> Poll<Result<(), StoreError>> {
-        while !state.all_written {
+        while state.stage == Stage::Writing {
             if state.written == self.out.len() {
                 state.written = 0;
                 self.out.clear();
                 request.fill(&mut self.out);
                 if self.out.is_empty() {
-                    state.all_written = true;
+                    state.stage = Stage::Flushing;
                     break;
                 }
             }
@@ -251,10 +250,10 @@ impl Wire {
                 Err(error) => return Poll::Ready(Err(self.io(error))),
             }
         }
-        if !state.flushed {
+        if state.stage == Stage::Flushing {
             // TLS holds back what it took until it is flushed.
             match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
-                Ok(()) => state.flushed = true,
+                Ok(()) => state.stage = Stage::Sent,
                 Err(error) => return Poll::Ready(Err(self.io(error))),
             }
         }
@@ -278,12 +277,20 @@ impl Wire {
     }
 }
 
+/// What is left to do for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Writing,
+    Flushing,
+    Sent,
+}
+
 /// How far an exchange has come.
 struct Exchange {
     /// Of the piece in the buffer.
     written: usize,
-    all_written: bool,
-    flushed: bool,
+    stage: Stage,
+    /// Whether anything may have left.
     sent: bool,
     /// Whether any byte went either way since this was last looked at.
     moved: bool,

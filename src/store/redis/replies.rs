@@ -336,3 +336,94 @@ fn unexpected(due: &str, seen: Reply<'_>) -> String {
     };
     format!("{seen} where {due} was due")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The verdict on a batch of two keys that is answered so.
+    fn verdict(replies: &[Reply<'_>]) -> Verdict {
+        let mut transaction = Transaction::batch(2);
+        for (at, reply) in replies.iter().enumerate() {
+            let last = transaction.take(*reply).unwrap();
+            assert_eq!(last, at + 1 == replies.len(), "after reply {at}");
+        }
+        transaction.verdict()
+    }
+
+    const OK: Reply<'static> = Reply::Status(b"OK");
+    const QUEUED: Reply<'static> = Reply::Status(b"QUEUED");
+    const ABORT: Reply<'static> =
+        Reply::Error(b"EXECABORT Transaction discarded because of previous errors.");
+
+    fn error(text: &str) -> Reply<'_> {
+        Reply::Error(text.as_bytes())
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_words_that_say_why() {
+        let oom = error("OOM command not allowed when used memory > 'maxmemory'.");
+        let queued = verdict(&[OK, oom, oom, oom, oom, ABORT]);
+        assert!(matches!(queued, Verdict::Refused(why) if why.starts_with("OOM ")));
+        // Redis 7 checks once more at EXEC.
+        let late = error("EXECABORT Transaction discarded because of: READONLY ...");
+        let late = verdict(&[OK, QUEUED, QUEUED, QUEUED, QUEUED, late]);
+        assert!(matches!(late, Verdict::Refused(why) if why.contains("READONLY")));
+        // One key and the whole at once: it is the whole that must pass first.
+        let denied = error("NOPERM key");
+        let both = verdict(&[OK, denied, oom, oom, oom, ABORT]);
+        assert!(matches!(both, Verdict::Refused(why) if why.starts_with("OOM ")));
+    }
+
+    #[test]
+    fn the_clocks_fate_tells_a_key_from_the_command() {
+        let denied = error("NOPERM in whatever words");
+        let key = verdict(&[OK, QUEUED, denied, QUEUED, QUEUED, ABORT]);
+        assert!(matches!(key, Verdict::Keys(errors) if errors.len() == 1 && errors[0].0 == 1));
+        let command = verdict(&[OK, denied, denied, denied, QUEUED, ABORT]);
+        assert!(matches!(command, Verdict::Refused(why) if why.starts_with("NOPERM")));
+        let token = verdict(&[OK, QUEUED, denied, QUEUED, error("NOPERM token"), ABORT]);
+        assert!(matches!(token, Verdict::Refused(why) if why == "NOPERM token"));
+    }
+
+    #[test]
+    fn what_is_not_certain_is_not_called_so() {
+        let exec = error("ERR upstream timed out");
+        let broken = [
+            vec![error("NOPERM multi")],
+            vec![OK, QUEUED, QUEUED, QUEUED, QUEUED, exec],
+        ];
+        for replies in broken {
+            assert!(matches!(verdict(&replies), Verdict::Broken(_)));
+        }
+        // It ran though a command had been refused: no Redis does that.
+        let (one, old, four) = (Reply::Integer(1), Reply::Nil, Reply::Array(4));
+        let ran = [
+            OK, QUEUED, ABORT, QUEUED, QUEUED, four, one, one, one, old, OK,
+        ];
+        assert!(matches!(verdict(&ran), Verdict::Broken(_)));
+        // An array of another length cannot be told apart.
+        let mut transaction = Transaction::claim();
+        assert_eq!(transaction.take(OK), Ok(false));
+        assert_eq!(transaction.take(QUEUED), Ok(false));
+        assert!(transaction.take(Reply::Array(2)).is_err());
+    }
+
+    #[test]
+    fn frames_hold_arrays_of_any_length() {
+        let mut frames = Frames::new(3);
+        let replies = [
+            (Reply::Array(0), false),
+            (Reply::Array(2), false),
+            (Reply::Nil, false),
+            (Reply::Integer(1), false),
+            (Reply::Bulk(b"x"), true),
+        ];
+        for (reply, last) in replies {
+            assert_eq!(frames.take(reply), Ok(last));
+        }
+        let pair = Frame::Array(vec![Frame::Nil, Frame::Integer(1)]);
+        let due = [Frame::Array(vec![]), pair, Frame::Bulk(b"x".to_vec())];
+        assert_eq!(frames.seen, due);
+    }
+}
