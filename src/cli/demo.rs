@@ -216,7 +216,6 @@ impl Counted {
 struct Live {
     value: i64,
     pending: i64,
-    took: Duration,
 }
 
 /// When the clients stop.
@@ -396,10 +395,8 @@ fn expect(answer: &[String], wanted: &str) -> Result<(), DemoError> {
 /// The post that everybody likes: its value, and how much of it is not in the store yet.
 fn read_live(socket: &Path) -> Result<Live, DemoError> {
     let hottest = key(0);
-    let begin = Instant::now();
     let request = format!("GET {hottest}\r\nTALLY.PENDING {hottest}\r\n");
     let answer = ask(socket, &request, 3)?;
-    let took = begin.elapsed();
     let wrong = || DemoError::Answer(answer.join(" "));
     let [_, value, pending] = &answer[..] else {
         return Err(wrong());
@@ -408,7 +405,6 @@ fn read_live(socket: &Path) -> Result<Live, DemoError> {
     Ok(Live {
         value: value.parse().map_err(|_| wrong())?,
         pending: pending.parse().map_err(|_| wrong())?,
-        took,
     })
 }
 
@@ -474,38 +470,46 @@ fn print(counted: &Counted, saw: &Saw, out: &mut dyn Write) -> io::Result<()> {
     let seconds = counted.took.as_secs_f64();
     let rate = increments as f64 / seconds;
     let ratio = increments as f64 / saw.commands.max(1) as f64;
-    let number = |number: u64| format!("{:>12}", HumanCount(number).to_string());
-    let Live {
-        value,
-        pending,
-        took,
-    } = counted.live;
-    writeln!(
-        out,
-        "live read       {}  likes of {}, read in {} µs while they were counted; {} of them not in the store yet",
-        number(value as u64),
-        key(0),
-        took.as_micros(),
-        HumanCount(pending as u64),
-    )?;
-    writeln!(
-        out,
-        "increments      {}  acknowledged in {seconds:.1} s: {} a second",
-        number(increments),
-        HumanCount(rate as u64),
-    )?;
-    writeln!(out, "distinct keys   {}", number(keys as u64))?;
-    writeln!(
-        out,
-        "store commands  {}  one INCRBY for each key touched in an epoch; {} epochs",
-        number(saw.commands),
-        HumanCount(saw.epochs),
-    )?;
-    writeln!(
-        out,
-        "ratio           {}  increments for each command that the store saw",
-        number(ratio.round() as u64)
-    )
+    let rows = [
+        (
+            "increments",
+            increments,
+            format!(
+                "acknowledged in {seconds:.1} s: {} a second",
+                HumanCount(rate as u64)
+            ),
+        ),
+        ("distinct keys", keys as u64, "were counted".to_owned()),
+        (
+            "commands",
+            saw.commands,
+            "that the store saw: one INCRBY for each key touched in an epoch".to_owned(),
+        ),
+        (
+            "epochs",
+            saw.epochs,
+            "one a second, and a last one".to_owned(),
+        ),
+        (
+            "ratio",
+            ratio.round() as u64,
+            "increments for each command that the store saw".to_owned(),
+        ),
+        (
+            "live read",
+            counted.live.value as u64,
+            format!(
+                "said GET {} in the middle of it, {} of them not in the store yet",
+                key(0),
+                HumanCount(counted.live.pending as u64)
+            ),
+        ),
+    ];
+    for (name, number, remark) in rows {
+        let number = HumanCount(number).to_string();
+        writeln!(out, "{name:<14}{number:>12}  {remark}")?;
+    }
+    Ok(())
 }
 
 /// The totals in the store's file, by post.
@@ -608,7 +612,7 @@ mod tests {
         let mut out = Vec::new();
         count_and_compare(&args, config, &AtomicBool::new(false), &mut out).unwrap();
         let out = String::from_utf8(out).unwrap();
-        assert!(out.contains("increments             1,001  "), "{out}");
+        assert!(out.contains("increments           1,001  "), "{out}");
         assert!(out.ends_with("totals equal\n"), "{out}");
     }
 }

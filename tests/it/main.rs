@@ -8,11 +8,13 @@ mod support;
 
 mod clients;
 mod crash;
+mod demo;
 mod exact;
 mod faults;
 mod listen;
 mod protocol;
 mod publish;
+mod readme;
 mod reads;
 mod shutdown;
 mod store_down;

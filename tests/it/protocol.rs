@@ -60,7 +60,10 @@ fn answer(client: &mut Client, case: &Case) -> (Vec<u8>, bool) {
     client.set_limit(Duration::from_secs(10));
     match client.read_raw_until(end.as_bytes()) {
         Ok(answer) => answer,
-        Err(error) => (format!("neither answers nor closes: {error}").into_bytes(), true),
+        Err(error) => (
+            format!("neither answers nor closes: {error}").into_bytes(),
+            true,
+        ),
     }
 }
 
