@@ -17,6 +17,7 @@ use super::durable::Durable;
 use super::hub::Hub;
 use super::loads::Loads;
 use crate::counters::{BadValue, Op, Reach, Table};
+use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Settled, ToCounters};
 use crate::journal::Writer;
 use crate::stats::Stats;
@@ -161,6 +162,7 @@ impl Core {
                     self.durable.also(writer.sync_handle());
                     next.begin(writer.next_first_batch());
                     *seal_asked = false;
+                    fail_point("epoch.closed");
                     Closed::Epoch(std::mem::replace(writer, next))
                 };
                 // If the flush stage is gone, the segment is dropped whole and recovered later.
@@ -207,6 +209,10 @@ impl Core {
                 self.loads.arrived(&keys, reading.is_ok());
             }
             ToCounters::Budget { bytes_max } => writer.set_bytes_max(bytes_max),
+            ToCounters::Flushed(done) => {
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
             ToCounters::Message(text) => {
                 self.hub
                     .borrow_mut()

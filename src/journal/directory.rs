@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::examine::{ExamineError, Examined, examine};
 use super::format::{Header, HeaderError, RECORDS_AT};
 use super::segment::{Sealed, SealedParts, Writer, map_read};
+use crate::fail_point::fail_point;
 use crate::store::{Identity, NodeId, RunId};
 
 /// So many runs are remembered: a store that was rolled back may carry the token of an older one.
@@ -147,10 +148,14 @@ impl Directory {
             _lock: lock,
         };
         let (recovery, unneeded) = directory.recover()?;
+        fail_point("recover.adopted");
         // On disk before a segment or a token can carry them.
         directory.write_node()?;
+        fail_point("recover.named");
         let mut open = directory.create_segment(bytes_max)?;
+        fail_point("recover.created");
         open.begin(recovery.next_batch);
+        fail_point("recover.begun");
         // Only now: these may have been the last to carry the batch number on.
         for path in unneeded {
             fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
@@ -204,6 +209,7 @@ impl Directory {
         let writer = Writer::create(path.clone(), header, bytes_max)
             .map_err(io_error(&path, "create and preallocate"))?;
         self.next_segment += 1;
+        fail_point("segment.created");
         Ok(writer)
     }
 
@@ -259,10 +265,15 @@ impl Directory {
                 }
             }
             let sealed = adopt(&path, found, recovery.next_batch)?;
-            if recovery.segments.is_empty() {
-                recovery.applied = recovery.applied.max(sealed.first_batch() - 1);
+            // After a roll-back an earlier segment may be unapplied in part: the cells of later ones
+            // say nothing then. Numbers that are missing in between were set aside.
+            if recovery
+                .segments
+                .last()
+                .is_none_or(|last| last.last_batch() <= recovery.applied)
+            {
+                recovery.applied = sealed.applied().max(sealed.first_batch() - 1);
             }
-            recovery.applied = recovery.applied.max(sealed.applied());
             recovery.next_batch = sealed.last_batch() + 1;
             recovery.segments.push(sealed);
         }
@@ -310,6 +321,7 @@ impl Directory {
         let write = || {
             fs::write(&new, &text)?;
             File::open(&new)?.sync_all()?;
+            fail_point("node.written");
             fs::rename(&new, &path)?;
             sync_dir(&self.path)
         };

@@ -12,10 +12,10 @@ use crate::support::seed;
 
 /// What each key may hold: at least what was acknowledged, at most what was sent.
 #[derive(Default)]
-struct Bounds(BTreeMap<String, RangeInclusive<i64>>);
+pub struct Bounds(BTreeMap<String, RangeInclusive<i64>>);
 
 impl Bounds {
-    fn add(&mut self, counted: &[Counted]) {
+    pub fn add(&mut self, counted: &[Counted]) {
         for client in counted {
             let bounds = self.0.entry(client.key.clone()).or_insert(0..=0);
             *bounds = bounds.start() + client.acknowledged..=bounds.end() + client.sent;
@@ -23,7 +23,7 @@ impl Bounds {
     }
 
     #[track_caller]
-    fn assert_hold(&self, redis: &RedisServer) {
+    pub fn assert_hold(&self, redis: &RedisServer) {
         for (key, bounds) in &self.0 {
             let value = redis.counter(key);
             assert!(
@@ -34,7 +34,7 @@ impl Bounds {
     }
 
     /// What an unanswered increment became is known once Redis has it.
-    fn settle(&mut self, redis: &RedisServer) {
+    pub fn settle(&mut self, redis: &RedisServer) {
         for (key, bounds) in &mut self.0 {
             let value = redis.counter(key);
             *bounds = value..=value;

@@ -11,12 +11,15 @@ mod crash;
 mod demo;
 mod exact;
 mod faults;
+#[cfg(feature = "fail-points")]
+mod kill_points;
 mod listen;
 mod protocol;
 mod publish;
 mod readme;
 mod reads;
 mod shutdown;
+mod simulation;
 mod store_down;
 mod store_embedded;
 mod store_redis;
