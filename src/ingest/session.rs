@@ -406,12 +406,17 @@ impl Session {
                         start..bytes.len()
                     })
                     .collect();
+                // Operations of this command are ranges of `bytes`: they are a group of their own,
+                // and what came before was answered. Without any, its answer stays behind the group
+                // that is gathering.
+                let gathered = self.ops.len();
                 let next = self.gather(core, spec, Args::new(&bytes, &ranges), &ranges);
-                if next.is_none() && self.ops.is_empty() {
-                    return None; // Its answer stays behind the group that is gathering.
+                if self.ops.len() > gathered {
+                    return (self.finish_group(core, &bytes, out) == Next::Cold)
+                        .then_some(Next::Cold);
                 }
-                if self.finish_group(core, &bytes, out) == Next::Cold {
-                    return Some(Next::Cold);
+                if next.is_some() {
+                    self.answer_group(core, out);
                 }
                 next
             }

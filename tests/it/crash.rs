@@ -99,10 +99,12 @@ fn what_was_acknowledged_survives_a_kill_while_redis_is_down() {
     }
 }
 
-/// Many kills in a row without a flush between them: each start recovers what the one before left.
+/// Many kills in a row, with no store to flush to between them: each start recovers what the ones
+/// before left.
 #[test]
 fn pending_increments_outlive_many_kills() {
-    let redis = RedisServer::start(&[]);
+    let mut redis = RedisServer::start(&[]);
+    redis.kill9();
     let mut daemon = Daemon::builder(redis.url())
         .flush_interval(NEVER)
         .set("reply.cold", "delta")
@@ -118,6 +120,7 @@ fn pending_increments_outlive_many_kills() {
         daemon.kill9();
         daemon.restart();
     }
+    redis.restart();
     daemon.flush();
     let counters = redis.counters();
     assert_eq!(counters[&b"many"[..]], 30);

@@ -30,7 +30,7 @@ fn assert_exact(redis: &RedisServer, counted: &[Counted]) {
 fn a_stop_under_load_leaves_in_redis_exactly_what_was_acknowledged() {
     for (signal, pipeline) in [(Signal::TERM, 1), (Signal::INT, 1), (Signal::TERM, 100)] {
         let redis = RedisServer::start(&[]);
-        let mut daemon = Daemon::builder(redis.url()).flush_interval("50ms").start();
+        let mut daemon = patient(Daemon::builder(redis.url()).flush_interval("50ms"));
         let load = Load::start(daemon.socket(), "stop", 8, pipeline);
         load.wait_acknowledged(10_000);
         daemon.signal(signal);

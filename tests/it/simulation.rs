@@ -19,8 +19,8 @@ use tallyd::flush::stage::Parts;
 use tallyd::flush::{Command, Flush, FlushConfig};
 use tallyd::ingest::IngestConfig;
 use tallyd::ingest::core::{Core, Parts as CoreParts};
-use tallyd::journal::Directory;
 use tallyd::journal::rejected::{self, RejectedFile};
+use tallyd::journal::{Directory, JournalError, Recovery, Writer};
 use tallyd::stats::Stats;
 use tallyd::store::{
     Claim, Delta, Identity, KeyError, Lane, Outcome, Reading, Refusal, Standing, Store, StoreError,
@@ -311,6 +311,17 @@ fn acknowledge_some(core: &Core, dice: &mut fastrand::Rng, oracle: &Oracle) {
     }
 }
 
+/// Other tests of this process start servers: between their fork and exec, a child holds the lock
+/// of the life before.
+fn open(dir: &Path) -> (Directory, Recovery, Writer) {
+    loop {
+        match Directory::open(dir, 3, 64 * MIB) {
+            Err(JournalError::Locked { .. }) => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// One life of a daemon, from recovery to crash, or, with `last`, until all is flushed.
 fn live(
     dir: &Path,
@@ -325,7 +336,7 @@ fn live(
         .start_paused(true)
         .build()
         .unwrap();
-    let (directory, recovery, writer) = Directory::open(dir, 3, 64 * MIB).unwrap();
+    let (directory, recovery, writer) = open(dir);
     assert_eq!(recovery.damage, [""; 0]);
     let mut table = Table::new(TableLimits { bytes_max: MIB });
     for segment in &recovery.segments {
