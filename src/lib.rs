@@ -27,6 +27,7 @@
 //! # The rooms, in reading order
 //!
 //! - [`stats`]: the numbers of this process, one source for `INFO`, `TALLY.STATS` and metrics.
+//! - [`fail_point`]: named points at which a test may have the process die; nothing in a release.
 //! - [`wire`]: bytes to commands and replies to bytes; pure.
 //! - [`counters`]: the table, which applies commands in groups to entries of last known value and
 //!   pending delta; pure.

@@ -8,7 +8,7 @@
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -513,7 +513,7 @@ fn print(counted: &Counted, saw: &Saw, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// The totals in the store's file, by post.
-fn read_totals(path: &PathBuf) -> Result<Vec<i64>, DemoError> {
+fn read_totals(path: &Path) -> Result<Vec<i64>, DemoError> {
     // It only reads: who it is does not matter.
     let nobody = Identity {
         node: NodeId(0),

@@ -262,3 +262,15 @@ fn the_tables_name_what_the_code_has() {
         }
     }
 }
+
+/// `src/lib.rs` is the first thing that the README sends a reader to.
+#[test]
+fn the_map_names_every_room() {
+    let map = read("src/lib.rs");
+    for line in map.lines() {
+        if let Some(room) = line.strip_prefix("pub mod ") {
+            let entry = format!("//! - [`{}`]: ", room.trim_end_matches(';'));
+            assert!(map.contains(&entry), "the map in src/lib.rs misses {room}");
+        }
+    }
+}
