@@ -99,6 +99,7 @@ struct Counter {
     pending: i64,
     known: bool,
     exists: bool,
+    stored: bool,
     /// An add may be on its way to the store.
     added: bool,
     bad: Option<BadValue>,
@@ -134,7 +135,8 @@ impl Counter {
         let view = self.value.saturating_add(self.pending);
         match (self.bad, self.known, self.exists) {
             (Some(bad), _, _) => Answer::Bad(bad),
-            (None, false, _) => Answer::Cold(view),
+            (None, false, true) => Answer::Cold(view),
+            (None, false, false) => Answer::Unknown,
             (None, true, true) => Answer::Value(view),
             (None, true, false) => Answer::Missing,
         }
@@ -147,6 +149,7 @@ impl Counter {
             clock: self.clock,
             known: self.known,
             exists: self.exists,
+            stored: self.stored,
             bad: self.bad,
         }
     }
@@ -300,6 +303,7 @@ impl Pair {
             counter.clock = clock;
             counter.known = true;
             counter.exists = true;
+            counter.stored = true;
             counter.bad = None;
         }
     }
@@ -338,6 +342,7 @@ impl Pair {
                     counter.clock = clock;
                     counter.known = true;
                     counter.bad = None;
+                    counter.stored = value.is_some();
                     counter.exists = value.is_some() || counter.added || counter.pending != 0;
                 }
             }
@@ -577,7 +582,7 @@ fn deltas_that_cancel_out_are_settled_one_by_one_also_after_an_eviction() {
     assert_eq!(add(&mut table, &mut recorder, -5), Answer::Cold(0));
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"other", &mut recorder),
-        Answer::Cold(0)
+        Answer::Unknown
     );
     assert_eq!(table.view(b"k"), None);
     table.settle(b"k", 5, Some((105, 1)));

@@ -45,7 +45,7 @@ pub enum ProtocolError {
     #[error("Protocol error: invalid bulk length")]
     BulkLength,
     /// Something else where `$` was due.
-    #[error("Protocol error: expected '$', got '{}'", char::from(*.0))]
+    #[error("Protocol error: expected '$', got '{}'", printable(*.0))]
     ExpectedBulk(u8),
     /// A line without end.
     #[error("Protocol error: too big mbulk count string")]
@@ -62,6 +62,15 @@ pub enum ProtocolError {
     /// A request beyond [`FRAME_BYTES_MAX`].
     #[error("Protocol error: request larger than {FRAME_BYTES_MAX} bytes")]
     TooLarge,
+}
+
+fn printable(byte: u8) -> char {
+    match byte {
+        // As Redis: no line breaks within an error.
+        b'\r' | b'\n' => ' ',
+        b' '..=b'~' => byte as char,
+        _ => '?',
+    }
 }
 
 /// Where the decoding of one connection stands.

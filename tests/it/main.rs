@@ -9,6 +9,7 @@ mod support;
 mod architecture;
 mod clients;
 mod crash;
+mod demo;
 mod exact;
 mod faults;
 #[cfg(feature = "fail-points")]
@@ -16,6 +17,7 @@ mod kill_points;
 mod listen;
 mod protocol;
 mod publish;
+mod readme;
 mod reads;
 mod shutdown;
 mod simulation;
