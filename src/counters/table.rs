@@ -276,8 +276,8 @@ impl Table {
     }
 
     /// A delta of `amount` is in the store, which then had `value` at `clock`; or, with `None`,
-    /// was set aside for good and is no longer pending.
-    pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>) {
+    /// was set aside for good and is no longer pending. `open_epoch` is the recorder's.
+    pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>, open_epoch: u32) {
         let tag = self.tag(key);
         let mut at = self.find(key, tag);
         if at == NONE {
@@ -290,12 +290,14 @@ impl Table {
         }
         let entry = &mut self.entries[at as usize];
         entry.pending = entry.pending.wrapping_sub(amount);
-        if entry.pending == 0 {
+        if entry.pending == 0 && entry.epoch != open_epoch {
             // No add is on its way any more that would bring the key about, should it be deleted.
             entry.epoch = 0;
         }
+        // Not only a higher clock is news: a key that was evicted amid an epoch stands twice in its
+        // batch, and the second time tells the value after both.
         if let Some((value, clock)) = stored
-            && (clock > entry.clock || !entry.has(KNOWN))
+            && (clock >= entry.clock || !entry.has(KNOWN))
         {
             entry.value = value;
             entry.clock = clock;

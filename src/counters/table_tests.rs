@@ -286,18 +286,19 @@ impl Pair {
         let Some((key, amount)) = self.recorder.sealed.pop_front() else {
             return;
         };
-        self.table.settle(&key, amount, stored);
+        self.table.settle(&key, amount, stored, self.recorder.epoch);
         if amount == 0 && !self.model.contains_key(&key) {
             return;
         }
+        let open = self.recorder.open.iter().any(|(other, _)| *other == key);
         let counter = self.model.entry(key).or_insert_with(|| Counter {
             exists: true,
             ..Counter::default()
         });
         counter.pending = counter.pending.wrapping_sub(amount);
-        counter.added &= counter.pending != 0;
+        counter.added &= counter.pending != 0 || open;
         if let Some((value, clock)) = stored
-            && (clock > counter.clock || !counter.known)
+            && (clock >= counter.clock || !counter.known)
         {
             counter.value = value;
             counter.clock = clock;
@@ -540,7 +541,7 @@ fn a_key_is_refused_only_when_all_others_have_something_pending() {
         Answer::Full
     );
     assert_eq!(table.len(), 1000);
-    table.settle(b"last", 1, Some((1, 1)));
+    table.settle(b"last", 1, Some((1, 1)), u32::MAX);
     assert_eq!(
         apply_one(&mut table, Kind::Add, b"one too many", &mut recorder),
         Answer::Cold(1)
@@ -587,11 +588,11 @@ fn deltas_that_cancel_out_are_settled_one_by_one_also_after_an_eviction() {
         Answer::Unknown
     );
     assert_eq!(table.view(b"k"), None);
-    table.settle(b"k", 5, Some((105, 1)));
+    table.settle(b"k", 5, Some((105, 1)), u32::MAX);
     table.observe(b"k", Some(105), 1, Reach::Read);
     assert_eq!(add(&mut table, &mut recorder, 3), Answer::Value(103));
-    table.settle(b"k", -5, Some((100, 2)));
-    table.settle(b"k", 3, Some((103, 3)));
+    table.settle(b"k", -5, Some((100, 2)), u32::MAX);
+    table.settle(b"k", 3, Some((103, 3)), u32::MAX);
     let view = table.view(b"k").expect("it is there");
     assert_eq!((view.value, view.pending), (103, 0));
 }
@@ -607,7 +608,7 @@ fn a_key_that_the_store_has_lost_is_gone_once_nothing_is_pending() {
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),
         Answer::Value(1)
     );
-    table.settle(b"k", 1, Some((1, 2)));
+    table.settle(b"k", 1, Some((1, 2)), u32::MAX);
     table.observe(b"k", None, 3, Reach::Read);
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),

@@ -16,7 +16,7 @@ use super::IngestConfig;
 use super::durable::Durable;
 use super::hub::Hub;
 use super::loads::Loads;
-use crate::counters::{BadValue, Op, Reach, Table};
+use crate::counters::{BadValue, Op, Reach, Recorder, Table};
 use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Settled, ToCounters};
 use crate::journal::Writer;
@@ -48,6 +48,8 @@ pub struct Core {
     pub replies: RefCell<Vec<u8>>,
     /// What all clients hold in unread answers and unfinished commands, in bytes.
     pub client_bytes: Cell<usize>,
+    /// Batches settled so far.
+    pub settles: Cell<u64>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// Clients that wait for values.
@@ -98,6 +100,7 @@ impl Core {
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             client_bytes: Cell::new(0),
+            settles: Cell::new(0),
             stats: parts.stats,
             loads: Loads::new(parts.wanted, load_timeout),
             durable: Durable::default(),
@@ -177,14 +180,16 @@ impl Core {
                 settled,
                 clock,
             } => {
+                self.settles.set(self.settles.get() + 1);
+                let epoch = writer.epoch();
                 for (delta, settled) in segment.batch(batch).zip(settled.iter()) {
                     match settled {
                         Settled::Stored(value) => {
                             let stored = value.map(|value| (value, clock));
-                            table.settle(delta.key, delta.amount, stored);
+                            table.settle(delta.key, delta.amount, stored, epoch);
                         }
                         Settled::Rejected(error) => {
-                            table.settle(delta.key, delta.amount, None);
+                            table.settle(delta.key, delta.amount, None, epoch);
                             if let Some(bad) = bad_value(error) {
                                 table.observe_bad(delta.key, bad);
                             }

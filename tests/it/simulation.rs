@@ -499,7 +499,7 @@ fn totals_are_exact_whatever_the_network_the_store_and_the_process_do() {
     if let Some(seed) = setting("TALLYD_SEED") {
         return simulate(seed, Protection::All).unwrap();
     }
-    for seed in 0..setting("TALLYD_SIMULATIONS").unwrap_or(2_000) {
+    for seed in 0..setting("TALLYD_SIMULATIONS").unwrap_or(1_000) {
         simulate(seed, Protection::All).unwrap();
     }
 }
