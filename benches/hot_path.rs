@@ -216,13 +216,13 @@ impl<E: Epochs> Server<E> {
             self.burst(read.len());
             black_box(&self.out);
             if self.epochs.is_full() {
-                time += cpu_time() - start;
+                time += cpu_time().saturating_sub(start);
                 self.epochs.after_read();
                 start = cpu_time();
             }
         }
         self.taken += load.increments;
-        time + (cpu_time() - start)
+        time + cpu_time().saturating_sub(start)
     }
 
     /// As `Session::burst` does it.
@@ -334,7 +334,7 @@ fn bench_parts(criterion: &mut Criterion, load: &Load) {
                 }
             }
             rounds_served += rounds;
-            cpu_time() - start
+            cpu_time().saturating_sub(start)
         });
     });
     group.finish();

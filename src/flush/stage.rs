@@ -681,7 +681,7 @@ impl<S: Store> Flush<S> {
                 .await?;
             }
             if segment.first_batch() <= applied {
-                self.note_applied(&segment, to.max(segment.first_batch() - 1));
+                note_applied(&segment, to.max(segment.first_batch() - 1));
             }
         }
         self.gauge();
@@ -785,7 +785,7 @@ impl<S: Store> Flush<S> {
         }
         self.applied = batch;
         self.clock = self.clock.max(clock);
-        self.note_applied(segment, batch);
+        note_applied(segment, batch);
         fail_point("batch.noted");
         self.stats.batches_total.add(1);
         self.stats
@@ -900,13 +900,6 @@ impl<S: Store> Flush<S> {
         fail_point("segment.removed");
     }
 
-    fn note_applied(&self, segment: &Sealed, batch: u64) {
-        if let Err(error) = segment.set_applied(batch) {
-            // Only a hint: the token says the same.
-            warn!(%error, "cannot note progress in {}", segment.path().display());
-        }
-    }
-
     async fn budget(&mut self) -> Result<(), FlushError> {
         let sealed: usize = self.queue.iter().map(|segment| segment.bytes()).sum();
         let bytes_max = self.config.pending_bytes_max.saturating_sub(sealed);
@@ -986,6 +979,13 @@ impl<S: Store> Flush<S> {
                 "flushing again"
             );
         }
+    }
+}
+
+fn note_applied(segment: &Sealed, batch: u64) {
+    if let Err(error) = segment.set_applied(batch) {
+        // Only a hint: the token says the same.
+        warn!(%error, "cannot note progress in {}", segment.path().display());
     }
 }
 

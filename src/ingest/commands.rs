@@ -171,7 +171,7 @@ fn hello(session: &mut Session, args: Args<'_>, out: &mut Out) -> Option<Next> {
             at += 2;
         } else {
             let option = String::from_utf8_lossy(option);
-            encode::error(out, &format!("ERR Syntax error in HELLO option '{option}'"));
+            encode::error(out, format!("ERR Syntax error in HELLO option '{option}'"));
             return None;
         }
     }
@@ -270,7 +270,7 @@ fn unknown_subcommand(command: &str, args: Args<'_>, out: &mut Out) {
     let sub = String::from_utf8_lossy(&sub[..sub.len().min(128)]);
     encode::error(
         out,
-        &format!("ERR unknown subcommand '{sub}'. Try {command} HELP."),
+        format!("ERR unknown subcommand '{sub}'. Try {command} HELP."),
     );
 }
 
@@ -315,7 +315,7 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
                 ok(out);
             } else {
                 let name = String::from_utf8_lossy(args.get(2)).into_owned();
-                encode::error(out, &format!("ERR Unrecognized option '{name}'"));
+                encode::error(out, format!("ERR Unrecognized option '{name}'"));
             }
         }
         (b"id", 2) => encode::integer(out, session.client.id as i64),
@@ -487,11 +487,10 @@ fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {
     if args.len() == 1 {
         return Some(Next::Flush(None));
     }
-    match parse_i64(args.get(1)).and_then(|ms| u64::try_from(ms).ok()) {
-        Some(ms) => Some(Next::Flush(Some(Duration::from_millis(ms)))),
-        None => {
-            encode::error(out, "ERR timeout is not an integer or out of range");
-            None
-        }
+    if let Some(ms) = parse_i64(args.get(1)).and_then(|ms| u64::try_from(ms).ok()) {
+        Some(Next::Flush(Some(Duration::from_millis(ms))))
+    } else {
+        encode::error(out, "ERR timeout is not an integer or out of range");
+        None
     }
 }

@@ -186,7 +186,7 @@ impl Session {
                         return (at, Next::Cold);
                     }
                     core.stats.errors_total.add(1);
-                    encode::error(out, &format!("ERR {error}"));
+                    encode::error(out, format!("ERR {error}"));
                     return (input.len(), Next::Close);
                 }
             };
@@ -747,10 +747,10 @@ fn needs_all_answered(command: Command) -> bool {
 }
 
 fn exists(op: &Op) -> bool {
-    match op.answer {
-        Answer::Value(_) | Answer::Cold(_) | Answer::Bad(_) => true,
-        _ => false,
-    }
+    matches!(
+        op.answer,
+        Answer::Value(_) | Answer::Cold(_) | Answer::Bad(_)
+    )
 }
 
 #[inline]
@@ -760,16 +760,16 @@ fn answer(op: &Op, version: Version, out: &mut Out) {
         (Kind::Get, Answer::Value(value) | Answer::Cold(value)) => encode::bulk_integer(out, value),
         (_, Answer::Missing | Answer::Unknown) => encode::null(out, version),
         (_, Answer::Bad(BadValue::WrongType)) => {
-            encode::error(out, &KeyError::WrongType.to_string())
+            encode::error(out, KeyError::WrongType.to_string());
         }
         (_, Answer::Bad(BadValue::NotInteger)) => {
-            encode::error(out, &KeyError::NotInteger.to_string());
+            encode::error(out, KeyError::NotInteger.to_string());
         }
-        (_, Answer::Overflow) => encode::error(out, &KeyError::Overflow.to_string()),
+        (_, Answer::Overflow) => encode::error(out, KeyError::Overflow.to_string()),
         (_, Answer::Full) => encode::error(
             out,
             "OOM limits.max_view_bytes is reached, and every key in memory has deltas pending",
         ),
-        (_, Answer::Record(error)) => encode::error(out, &error.to_string()),
+        (_, Answer::Record(error)) => encode::error(out, error.to_string()),
     }
 }

@@ -5,7 +5,8 @@
 
 /// Stores both words at `at`, which must be a multiple of 16 counted from an aligned beginning.
 #[inline]
-#[allow(unsafe_code)]
+// The cast is to what the unaligned store takes.
+#[allow(unsafe_code, clippy::cast_ptr_alignment)]
 pub fn store16(bytes: &mut [u8], at: usize, low: u64, high: u64) {
     let pair = &mut bytes[at..at + 16];
     #[cfg(target_arch = "x86_64")]
