@@ -46,9 +46,9 @@ const SMALL: u32 = 100_000_000;
 #[inline]
 fn eight_digits(small: u32) -> u64 {
     let fours = u64::from(small / 10_000) | u64::from(small % 10_000) << 32;
-    let high = (fours * 10_486 >> 20) & 0x0000_007f_0000_007f;
+    let high = ((fours * 10_486) >> 20) & 0x0000_007f_0000_007f;
     let twos = (fours - 100 * high) << 16 | high;
-    let high = (twos * 103 >> 10) & 0x000f_000f_000f_000f;
+    let high = ((twos * 103) >> 10) & 0x000f_000f_000f_000f;
     (twos - 10 * high) << 8 | high
 }
 
