@@ -158,3 +158,26 @@ impl LongKeys {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if either end of a word is left out of the comparison, or the rest of a long key.
+    #[test]
+    fn an_entry_holds_its_own_key_and_none_that_differs_in_a_byte() {
+        let mut long = LongKeys::default();
+        for len in 0..=2 * INLINE {
+            let key: Vec<u8> = (1..=len as u8).collect();
+            let entry = Entry::new(&key, &mut long);
+            assert_eq!(entry.key(&long), key);
+            assert!(entry.holds(&key, &long));
+            for place in 0..len {
+                let mut other = key.clone();
+                other[place] ^= 0x80;
+                assert!(!entry.holds(&other, &long), "{len} bytes, {place}");
+            }
+            assert!(!entry.holds(&[&key[..], b"x"].concat(), &long));
+        }
+    }
+}

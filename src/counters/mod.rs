@@ -11,6 +11,7 @@
 //! 3. An entry with something pending is never evicted.
 
 mod entry;
+mod huge;
 mod prefetch;
 mod table;
 

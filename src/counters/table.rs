@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, Hasher};
 use super::entry::{
     EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE,
 };
+use super::huge::prefer_large_pages;
 use super::prefetch::prefetch;
 use super::{RecordError, Recorder};
 
@@ -156,10 +157,13 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(limits: TableLimits) -> Self {
+        // Reserved whole, so that growing copies nothing; the system gives pages when touched.
+        let mut entries =
+            Vec::with_capacity((limits.bytes_max / ENTRY_BYTES).min(NONE as usize - 1));
+        prefer_large_pages(&mut entries);
         Table {
             slots: vec![0; 1024],
-            // Reserved whole, so that growing copies nothing; the system gives pages when touched.
-            entries: Vec::with_capacity((limits.bytes_max / ENTRY_BYTES).min(NONE as usize - 1)),
+            entries,
             long: LongKeys::default(),
             free: Vec::new(),
             hasher: foldhash::fast::RandomState::default(),
@@ -451,6 +455,7 @@ impl Table {
 
     fn grow_index(&mut self) {
         let mut slots = vec![0; self.slots.len() * 2];
+        prefer_large_pages(&mut slots);
         for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
             place(&mut slots, slot);
         }
@@ -501,8 +506,8 @@ impl Table {
         // Close the hole: move back each follower whose own place is at or before it.
         let mut next = (hole + 1) & mask;
         while self.slots[next] != 0 {
-            let home = (self.slots[next] >> 32) as usize & mask;
-            if next.wrapping_sub(home) & mask >= next.wrapping_sub(hole) & mask {
+            let start = (self.slots[next] >> 32) as usize & mask;
+            if next.wrapping_sub(start) & mask >= next.wrapping_sub(hole) & mask {
                 self.slots[hole] = self.slots[next];
                 hole = next;
             }
@@ -550,7 +555,7 @@ fn add(
     let Some(view) = entry.value.checked_add(pending) else {
         return Answer::Overflow;
     };
-    let recorded = if entry.epoch == epoch {
+    let written = if entry.epoch == epoch {
         recorder.add(entry.record, amount)
     } else {
         recorder.append(key, amount).map(|record| {
@@ -558,7 +563,7 @@ fn add(
             entry.epoch = epoch;
         })
     };
-    if let Err(error) = recorded {
+    if let Err(error) = written {
         return Answer::Record(error);
     }
     entry.pending = pending;

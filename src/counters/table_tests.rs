@@ -426,6 +426,8 @@ fn refusals() -> impl Strategy<Value = Option<(usize, RecordError)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
+    // Fails without: the look for a key that an earlier operation of the group brought in, the check
+    // that the view fits, the order of record and pending, the marks kept by `take_back`.
     #[test]
     fn the_table_does_what_a_naive_one_does(
         steps in vec(step(40), 1..60),
@@ -437,6 +439,9 @@ proptest! {
         }
     }
 
+    // Fails without: the look at `pending` before a victim is taken, the second look for what was
+    // found before an eviction, the return of a long key's memory, the return of an entry that is
+    // settled while it was away.
     #[test]
     fn a_small_table_gives_up_only_what_has_nothing_pending(
         steps in vec(step(60), 1..60),
@@ -467,6 +472,7 @@ fn numbered(number: u32) -> [u8; 4] {
     number.to_le_bytes()
 }
 
+// Fails if a key is taken to be that of the first entry with its hash.
 #[test]
 fn all_of_many_keys_are_found_while_the_index_grows() {
     let mut table = small_table(200_000);

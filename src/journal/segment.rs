@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions, RemapOptions};
 use rustix::fs::{FallocateFlags, fallocate};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -209,7 +209,12 @@ impl Writer {
     fn grow(&mut self, needed: usize) -> io::Result<()> {
         let bytes = (self.map.len() * 2).max(needed).next_multiple_of(4096);
         fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as u64)?;
-        self.map = map_mut(&self.file, bytes)?;
+        // SAFETY: as for `map_mut`. Moved rather than mapped anew, because pages that were touched
+        // would each fault again (measured: 4 ns an increment over a million keys).
+        #[allow(unsafe_code)]
+        unsafe {
+            self.map.remap(bytes, RemapOptions::new().may_move(true))?;
+        }
         Ok(())
     }
 }

@@ -240,6 +240,7 @@ async fn blocking<T: Send + 'static>(
 
 impl Store for EmbeddedStore {
     type Lane = EmbeddedLane;
+    type Feed = Silence;
 
     async fn connect(&self) -> Result<(EmbeddedLane, Standing), StoreError> {
         let identity = self.identity;
@@ -265,6 +266,10 @@ impl Store for EmbeddedStore {
     /// Does nothing: there are no other hosts to tell.
     async fn publish(&self, _message: &[u8]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn subscribe(&self) -> Result<Silence, StoreError> {
+        Ok(Silence)
     }
 }
 

@@ -427,20 +427,19 @@ fn word(bytes: &[u8; 16], at: usize) -> u64 {
 /// A bulk string of 1 to 999 bytes whose length begins at `at`.
 #[inline]
 fn short_bulk(input: &[u8], at: usize) -> Option<(Range<usize>, usize)> {
-    let &[a, b, c, d, e] = input.get(at..)?.first_chunk()?;
+    let line: &[u8; 5] = input.get(at..)?.first_chunk()?;
+    let digit = |place: usize| usize::from(line[place].wrapping_sub(b'0'));
+    let ends = |place: usize| line[place] == b'\r' && line[place + 1] == b'\n';
     // Of lengths that begin with a zero only "0" is one, and that is left to the careful way.
-    let digit = |byte: u8| usize::from(byte.wrapping_sub(b'0'));
-    let (tens, ones) = (digit(b), digit(c));
-    let leading = digit(a);
-    if !(1..=9).contains(&leading) {
+    if !(1..=9).contains(&digit(0)) {
         return None;
     }
-    let (len, start) = if tens <= 9 && c == b'\r' && d == b'\n' {
-        (leading * 10 + tens, at + 4)
-    } else if b == b'\r' && c == b'\n' {
-        (leading, at + 3)
-    } else if tens <= 9 && ones <= 9 && d == b'\r' && e == b'\n' {
-        (leading * 100 + tens * 10 + ones, at + 5)
+    let (len, start) = if digit(1) <= 9 && ends(2) {
+        (digit(0) * 10 + digit(1), at + 4)
+    } else if ends(1) {
+        (digit(0), at + 3)
+    } else if digit(1) <= 9 && digit(2) <= 9 && ends(3) {
+        (digit(0) * 100 + digit(1) * 10 + digit(2), at + 5)
     } else {
         return None;
     };

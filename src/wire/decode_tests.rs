@@ -249,6 +249,31 @@ fn lengths_that_only_the_short_way_took_are_left_to_the_careful_one() {
     }
 }
 
+// Fails where a mask for letters' case lets other bytes pass, or a byte of a length is taken for a
+// digit that is none.
+#[test]
+fn no_byte_anywhere_parts_the_short_way_from_the_careful_one() {
+    for mut frame in [
+        b"*2\r\n$4\r\nINCR\r\n$1\r\n".to_vec(),
+        b"*2\r\n$4\r\nincr\r\n$12\r\n".to_vec(),
+        b"*2\r\n$4\r\nINCR\r\n$123\r\n".to_vec(),
+        b"*3\r\n$6\r\nINCRBY\r\n$3\r\nabc\r\n$2\r\n17\r\n".to_vec(),
+    ] {
+        let head = frame.len();
+        // Enough for whatever a wrong length comes to.
+        frame.resize(head + 30_000, b'7');
+        for place in 0..head {
+            let kept = frame[place];
+            for byte in 0..=255 {
+                frame[place] = byte;
+                agree(&frame).expect("alike");
+            }
+            frame[place] = kept;
+        }
+        assert_eq!(agree(&frame), Ok(true));
+    }
+}
+
 #[test]
 fn a_refusal_has_the_words_of_redis() {
     let long = vec![b'1'; LINE_BYTES_MAX + 1];
@@ -338,6 +363,21 @@ fn limits_do_not_depend_on_how_the_bytes_are_cut() {
             let (commands, error) = feed(line.chunks(pieces));
             assert_eq!(commands.len(), usize::from(taken));
             assert_eq!(error, (!taken).then_some(ProtocolError::InlineLine));
+        }
+    }
+}
+
+// Bytes that were searched are changed behind the decoder's back, and it does not notice.
+#[test]
+fn what_was_searched_for_the_end_of_a_line_is_not_looked_at_again() {
+    for (before, after) in [
+        ("*11", "*\r\n1"),
+        ("*1\r\n$11", "*1\r\n$\r\n1"),
+        ("PING", "P\nNGS"),
+    ] {
+        let mut decoder = Decoder::default();
+        for input in [before, after] {
+            assert_eq!(decoder.decode(input.as_bytes()), Ok(Step::Incomplete));
         }
     }
 }

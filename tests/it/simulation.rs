@@ -23,8 +23,8 @@ use tallyd::journal::rejected::{self, RejectedFile};
 use tallyd::journal::{Directory, JournalError, Recovery, Writer};
 use tallyd::stats::Stats;
 use tallyd::store::{
-    Claim, Delta, Identity, KeyError, Lane, Outcome, Reading, Refusal, Standing, Store, StoreError,
-    Token,
+    Claim, Delta, Identity, KeyError, Lane, Outcome, Reading, Refusal, Silence, Standing, Store,
+    StoreError, Token,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -151,6 +151,7 @@ async fn wire(server: &Mutex<Server>) {
 
 impl Store for SimStore {
     type Lane = SimLane;
+    type Feed = Silence;
 
     async fn connect(&self) -> Result<(SimLane, Standing), StoreError> {
         wire(&self.server).await;
@@ -202,6 +203,10 @@ impl Store for SimStore {
 
     async fn publish(&self, _message: &[u8]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn subscribe(&self) -> Result<Silence, StoreError> {
+        Ok(Silence)
     }
 }
 
