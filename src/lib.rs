@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod counters;
 pub mod daemon;
+pub mod fail_point;
 pub mod flush;
 pub mod ingest;
 pub mod journal;

@@ -9,7 +9,9 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-use super::entry::{EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, TAKEN, USED, WRONG_TYPE};
+use super::entry::{
+    EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE,
+};
 use super::prefetch::prefetch;
 use super::{RecordError, Recorder};
 
@@ -79,6 +81,8 @@ pub enum Answer {
     /// Taken (an add) or looked up (a get), but the store's value is not known: only what is
     /// pending.
     Cold(i64),
+    /// A read of a key of which nothing is known, and nothing pending.
+    Unknown,
     /// A read of a key that neither the store nor this node has.
     Missing,
     /// Not taken: the store holds no counter there.
@@ -120,8 +124,10 @@ pub struct View {
     pub clock: u64,
     /// Whether `value` came from the store.
     pub known: bool,
-    /// Whether the key exists.
+    /// Whether the key exists, by the store or by what is pending.
     pub exists: bool,
+    /// Whether the store has it.
+    pub stored: bool,
     /// What the store holds instead of a counter.
     pub bad: Option<BadValue>,
 }
@@ -258,6 +264,7 @@ impl Table {
                 clock: entry.clock,
                 known: entry.has(KNOWN),
                 exists: entry.has(EXISTS),
+                stored: entry.has(STORED),
                 bad: bad_value(entry),
             }
         })
@@ -277,7 +284,7 @@ impl Table {
         {
             entry.value = value;
             entry.clock = clock;
-            entry.flags |= KNOWN | EXISTS;
+            entry.flags |= KNOWN | EXISTS | STORED;
             entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
         }
     }
@@ -332,7 +339,10 @@ impl Table {
         entry.value = value.unwrap_or(0);
         entry.clock = clock;
         entry.flags |= KNOWN;
-        entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS);
+        entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED);
+        if value.is_some() {
+            entry.flags |= STORED;
+        }
         if value.is_some() || entry.epoch != 0 || entry.pending != 0 {
             entry.flags |= EXISTS;
         }
@@ -541,7 +551,11 @@ fn get(entry: &mut Entry) -> Answer {
     }
     let view = entry.value.saturating_add(entry.pending);
     if !entry.has(KNOWN) {
-        Answer::Cold(view)
+        if entry.has(EXISTS) {
+            Answer::Cold(view)
+        } else {
+            Answer::Unknown
+        }
     } else if entry.has(EXISTS) {
         Answer::Value(view)
     } else {

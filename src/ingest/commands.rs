@@ -40,6 +40,7 @@ pub fn run(
         Command::Reset => {
             unsubscribe_all(core, session);
             session.reset();
+            session.client.name.borrow_mut().clear();
             encode::simple(out, "RESET");
             None
         }
@@ -102,15 +103,12 @@ pub fn run(
 }
 
 /// The error for a command that is not served.
-pub fn unknown(args: Args<'_>) -> String {
-    // Redis shows 128 bytes of the name and of the arguments.
-    let shown = |bytes: &[u8], limit: usize| {
-        String::from_utf8_lossy(&bytes[..bytes.len().min(limit)]).into_owned()
-    };
-    let mut text = format!(
-        "ERR unknown command '{}', with args beginning with: ",
-        shown(args.get(0), 128)
-    );
+pub fn unknown(args: Args<'_>) -> Vec<u8> {
+    // Redis shows 128 bytes of the name and of the arguments, as they are.
+    let shown = |bytes: &[u8], limit: usize| bytes[..bytes.len().min(limit)].to_vec();
+    let mut text = b"ERR unknown command '".to_vec();
+    text.extend(shown(args.get(0), 128));
+    text.extend(b"', with args beginning with: ");
     let mut room = 128_usize;
     for arg in args.from(1) {
         if room == 0 {
@@ -118,7 +116,9 @@ pub fn unknown(args: Args<'_>) -> String {
         }
         let arg = shown(arg, room);
         room = room.saturating_sub(arg.len() + 3);
-        text += &format!("'{arg}' ");
+        text.push(b'\'');
+        text.extend(arg);
+        text.extend(b"' ");
     }
     text
 }

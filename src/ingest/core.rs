@@ -17,6 +17,7 @@ use super::durable::Durable;
 use super::hub::Hub;
 use super::loads::Loads;
 use crate::counters::{BadValue, Op, Reach, Table};
+use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Settled, ToCounters};
 use crate::journal::Writer;
 use crate::stats::Stats;
@@ -45,6 +46,8 @@ pub struct Core {
     pub input: RefCell<Vec<u8>>,
     /// Replies of one burst, before they are written.
     pub replies: RefCell<Vec<u8>>,
+    /// What all clients hold in unread answers and unfinished commands, in bytes.
+    pub client_bytes: Cell<usize>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// Clients that wait for values.
@@ -94,6 +97,7 @@ impl Core {
             }),
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
+            client_bytes: Cell::new(0),
             stats: parts.stats,
             loads: Loads::new(parts.wanted, load_timeout),
             durable: Durable::default(),
@@ -161,6 +165,7 @@ impl Core {
                     self.durable.also(writer.sync_handle());
                     next.begin(writer.next_first_batch());
                     *seal_asked = false;
+                    fail_point("epoch.closed");
                     Closed::Epoch(std::mem::replace(writer, next))
                 };
                 // If the flush stage is gone, the segment is dropped whole and recovered later.
@@ -207,6 +212,10 @@ impl Core {
                 self.loads.arrived(&keys, reading.is_ok());
             }
             ToCounters::Budget { bytes_max } => writer.set_bytes_max(bytes_max),
+            ToCounters::Flushed(done) => {
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
             ToCounters::Message(text) => {
                 self.hub
                     .borrow_mut()

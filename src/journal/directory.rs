@@ -26,6 +26,7 @@ use super::examine::{ExamineError, Examined, Expected, examine};
 use super::format::{Header, HeaderError, RECORDS_AT};
 use super::plan::{Fate, Found, plan};
 use super::segment::{Sealed, SealedParts, Writer, map_read};
+use crate::fail_point::fail_point;
 use crate::store::{Identity, NodeId, RunId};
 
 /// So many runs are remembered: a store that was rolled back may carry the token of an older one.
@@ -170,10 +171,14 @@ impl Directory {
         };
         let (recovery, unneeded) = directory.recover()?;
         directory.numbered = recovery.next_batch - 1;
+        fail_point("recover.adopted");
         // On disk before a segment or a token can carry them.
         directory.write_node()?;
+        fail_point("recover.named");
         let mut open = directory.create_segment(bytes_max)?;
+        fail_point("recover.created");
         open.begin(recovery.next_batch);
+        fail_point("recover.begun");
         // Only now: these may have been the last to carry the batch number on.
         for path in unneeded {
             fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
@@ -232,6 +237,7 @@ impl Directory {
         let writer = Writer::create(path.clone(), header, bytes_max)
             .map_err(io_error(&path, "create and preallocate"))?;
         self.next_segment += 1;
+        fail_point("segment.created");
         Ok(writer)
     }
 
@@ -369,6 +375,7 @@ impl Directory {
         let write = || {
             fs::write(&new, &text)?;
             File::open(&new)?.sync_all()?;
+            fail_point("node.written");
             fs::rename(&new, &path)?;
             sync_dir(&self.path)
         };

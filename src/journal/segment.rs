@@ -28,6 +28,7 @@ use super::format::{
 };
 use super::store16::store16;
 use crate::counters::{RecordError, Recorder, prefetch};
+use crate::fail_point::fail_point;
 use crate::store::Delta;
 
 /// A new segment's size in bytes: room for some 30,000 short keys before it first grows.
@@ -169,12 +170,14 @@ impl Writer {
         let end = self.end;
         // `append` kept the room.
         self.map[end..end + table.len()].copy_from_slice(&table);
+        fail_point("seal.table");
         fence(Ordering::Release);
         self.cell(SEALED_AT, 1 + u64::from(self.records));
         let bytes = (end + table.len()).next_multiple_of(4096);
         // The map is given up before the shortened file is mapped anew: nothing may touch the cut.
         drop(self.map);
         let map = map_read(&self.file, bytes)?;
+        fail_point("seal.marked");
         rustix::fs::ftruncate(&*self.file, bytes as u64)?;
         Ok(Sealed {
             file: self.file,
@@ -235,6 +238,7 @@ impl Recorder for Writer {
         bytes[RECORD_HEAD..RECORD_HEAD + key.len()].copy_from_slice(key);
         let check = record_check(record_seed(self.salt, at, key), amount);
         store16(&mut self.map, at, amount as u64, check);
+        fail_point("append.written");
         // The record is whole before `end` says so.
         fence(Ordering::Release);
         self.end = end;

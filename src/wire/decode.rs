@@ -38,7 +38,7 @@ pub enum ProtocolError {
     #[error("Protocol error: invalid bulk length")]
     BulkLength,
     /// Something else where `$` was due.
-    #[error("Protocol error: expected '$', got '{}'", printable(*.0))]
+    #[error("Protocol error: expected '$', got '{}'", char::from(*.0))]
     ExpectedBulk(u8),
     /// A line without end.
     #[error("Protocol error: too big mbulk count string")]
@@ -55,14 +55,6 @@ pub enum ProtocolError {
     /// A request beyond [`FRAME_BYTES_MAX`].
     #[error("Protocol error: request larger than {FRAME_BYTES_MAX} bytes")]
     TooLarge,
-}
-
-fn printable(byte: u8) -> char {
-    if byte.is_ascii_graphic() || byte == b' ' {
-        byte as char
-    } else {
-        '?'
-    }
 }
 
 /// Where the decoding of one connection stands.

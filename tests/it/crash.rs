@@ -12,10 +12,10 @@ use crate::support::seed;
 
 /// What each key may hold: at least what was acknowledged, at most what was sent.
 #[derive(Default)]
-struct Bounds(BTreeMap<String, RangeInclusive<i64>>);
+pub struct Bounds(BTreeMap<String, RangeInclusive<i64>>);
 
 impl Bounds {
-    fn add(&mut self, counted: &[Counted]) {
+    pub fn add(&mut self, counted: &[Counted]) {
         for client in counted {
             let bounds = self.0.entry(client.key.clone()).or_insert(0..=0);
             *bounds = bounds.start() + client.acknowledged..=bounds.end() + client.sent;
@@ -23,7 +23,7 @@ impl Bounds {
     }
 
     #[track_caller]
-    fn assert_hold(&self, redis: &RedisServer) {
+    pub fn assert_hold(&self, redis: &RedisServer) {
         for (key, bounds) in &self.0 {
             let value = redis.counter(key);
             assert!(
@@ -34,7 +34,7 @@ impl Bounds {
     }
 
     /// What an unanswered increment became is known once Redis has it.
-    fn settle(&mut self, redis: &RedisServer) {
+    pub fn settle(&mut self, redis: &RedisServer) {
         for (key, bounds) in &mut self.0 {
             let value = redis.counter(key);
             *bounds = value..=value;
@@ -99,10 +99,12 @@ fn what_was_acknowledged_survives_a_kill_while_redis_is_down() {
     }
 }
 
-/// Many kills in a row without a flush between them: each start recovers what the one before left.
+/// Many kills in a row, with no store to flush to between them: each start recovers what the ones
+/// before left.
 #[test]
 fn pending_increments_outlive_many_kills() {
-    let redis = RedisServer::start(&[]);
+    let mut redis = RedisServer::start(&[]);
+    redis.kill9();
     let mut daemon = Daemon::builder(redis.url())
         .flush_interval(NEVER)
         .set("reply.cold", "delta")
@@ -118,6 +120,7 @@ fn pending_increments_outlive_many_kills() {
         daemon.kill9();
         daemon.restart();
     }
+    redis.restart();
     daemon.flush();
     let counters = redis.counters();
     assert_eq!(counters[&b"many"[..]], 30);

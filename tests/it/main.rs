@@ -10,11 +10,15 @@ mod clients;
 mod crash;
 mod exact;
 mod faults;
+mod journal;
+#[cfg(feature = "fail-points")]
+mod kill_points;
 mod listen;
 mod protocol;
 mod publish;
 mod reads;
 mod shutdown;
+mod simulation;
 mod store_down;
 mod store_embedded;
 mod store_redis;

@@ -2,11 +2,17 @@
 
 use rustix::process::Signal;
 
-use crate::support::daemon::{Daemon, NEVER};
+use crate::support::daemon::{Daemon, NEVER, Settings};
 use crate::support::load::{Counted, Load};
 use crate::support::redis::RedisServer;
 use crate::support::resp::{Value, encode};
 use crate::support::wait_until;
+
+/// A daemon whose stop may take longer than any test waits: a stop that has nothing to wait for
+/// must not take its time-out.
+fn patient(settings: Settings) -> Daemon {
+    settings.set("shutdown.timeout", "10m").start()
+}
 
 /// A stop answers every command that was read: so each client's counter is what it was answered.
 #[track_caller]
@@ -24,7 +30,7 @@ fn assert_exact(redis: &RedisServer, counted: &[Counted]) {
 fn a_stop_under_load_leaves_in_redis_exactly_what_was_acknowledged() {
     for (signal, pipeline) in [(Signal::TERM, 1), (Signal::INT, 1), (Signal::TERM, 100)] {
         let redis = RedisServer::start(&[]);
-        let mut daemon = Daemon::builder(redis.url()).flush_interval("50ms").start();
+        let mut daemon = patient(Daemon::builder(redis.url()).flush_interval("50ms"));
         let load = Load::start(daemon.socket(), "stop", 8, pipeline);
         load.wait_acknowledged(10_000);
         daemon.signal(signal);
@@ -37,7 +43,7 @@ fn a_stop_under_load_leaves_in_redis_exactly_what_was_acknowledged() {
 #[test]
 fn a_stop_answers_what_it_read_also_when_the_client_has_sent_much_more() {
     let redis = RedisServer::start(&[]);
-    let mut daemon = Daemon::builder(redis.url()).flush_interval(NEVER).start();
+    let mut daemon = patient(Daemon::builder(redis.url()).flush_interval(NEVER));
     let mut client = daemon.client();
     // More than any buffer takes: the daemon is in the middle of it when it stops.
     let mut writer = client.stream().duplicate();
@@ -61,7 +67,7 @@ fn a_stop_answers_what_it_read_also_when_the_client_has_sent_much_more() {
 #[test]
 fn idle_subscribed_and_half_way_clients_do_not_hold_up_a_stop() {
     let redis = RedisServer::start(&[]);
-    let mut daemon = Daemon::builder(redis.url()).flush_interval(NEVER).start();
+    let mut daemon = patient(Daemon::builder(redis.url()).flush_interval(NEVER));
     let mut idle = daemon.client();
     let mut subscribed = daemon.client();
     subscribed.command(&["SUBSCRIBE", "tallyd:deltas"]);

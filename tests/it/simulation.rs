@@ -19,8 +19,8 @@ use tallyd::flush::stage::Parts;
 use tallyd::flush::{Command, Flush, FlushConfig};
 use tallyd::ingest::IngestConfig;
 use tallyd::ingest::core::{Core, Parts as CoreParts};
-use tallyd::journal::Directory;
 use tallyd::journal::rejected::{self, RejectedFile};
+use tallyd::journal::{Directory, JournalError, Recovery, Writer};
 use tallyd::stats::Stats;
 use tallyd::store::{
     Claim, Delta, Identity, KeyError, Lane, Outcome, Reading, Refusal, Standing, Store, StoreError,
@@ -37,8 +37,6 @@ enum Protection {
     All,
     /// The server executes a dead connection's late bytes whatever it watched.
     NoWatch,
-    /// A reply that was lost is taken for "not applied".
-    UnknownIsNo,
     /// A fail-over goes unnoticed: the token is never compared.
     NoToken,
 }
@@ -139,7 +137,10 @@ struct SimLane {
 }
 
 fn broken() -> StoreError {
-    StoreError::Timeout { address: "simulated".to_owned(), seconds: 0 }
+    StoreError::Timeout {
+        address: "simulated".to_owned(),
+        seconds: 0,
+    }
 }
 
 /// A round trip: others run meanwhile.
@@ -169,7 +170,14 @@ impl Store for SimStore {
             warnings: Vec::new(),
         };
         let (generation, watched) = (server.generation, server.token_version);
-        Ok((SimLane { store: self.clone(), generation, watched }, standing))
+        Ok((
+            SimLane {
+                store: self.clone(),
+                generation,
+                watched,
+            },
+            standing,
+        ))
     }
 
     async fn read(&self, keys: &[Bytes]) -> Result<Reading, StoreError> {
@@ -186,7 +194,10 @@ impl Store for SimStore {
             }
         };
         let values = keys.iter().map(value).collect();
-        Ok(Reading { values, clock: server.data.clock })
+        Ok(Reading {
+            values,
+            clock: server.data.clock,
+        })
     }
 
     async fn publish(&self, _message: &[u8]) -> Result<(), StoreError> {
@@ -220,8 +231,15 @@ type Executed = (Vec<Result<i64, KeyError>>, u64);
 
 impl Lane for SimLane {
     async fn claim(&mut self, batch: u64) -> Claim {
-        let token = Token { batch, run: self.store.identity.run };
-        let claim = Transaction { watched: self.watched, token, deltas: Vec::new() };
+        let token = Token {
+            batch,
+            run: self.store.identity.run,
+        };
+        let claim = Transaction {
+            watched: self.watched,
+            token,
+            deltas: Vec::new(),
+        };
         match self.send(claim).await {
             Ok(Some(_)) => Claim::Claimed,
             Ok(None) => Claim::TokenMoved,
@@ -230,7 +248,10 @@ impl Lane for SimLane {
     }
 
     async fn apply(&mut self, batch: u64, deltas: &[Delta<'_>]) -> Outcome {
-        let token = Token { batch, run: self.store.identity.run };
+        let token = Token {
+            batch,
+            run: self.store.identity.run,
+        };
         {
             let mut server = self.store.server.lock().unwrap();
             if server.chance(4) {
@@ -246,14 +267,20 @@ impl Lane for SimLane {
                 return Outcome::NotApplied(Refusal::Keys(refused));
             }
         }
-        let deltas = deltas.iter().map(|delta| (delta.key.to_vec(), delta.amount)).collect();
-        let protection = self.store.server.lock().unwrap().protection;
-        match self.send(Transaction { watched: self.watched, token, deltas }).await {
+        let deltas = deltas
+            .iter()
+            .map(|delta| (delta.key.to_vec(), delta.amount))
+            .collect();
+        match self
+            .send(Transaction {
+                watched: self.watched,
+                token,
+                deltas,
+            })
+            .await
+        {
             Ok(Some((values, clock))) => Outcome::Applied { values, clock },
             Ok(None) => Outcome::NotApplied(Refusal::TokenMoved),
-            Err(error) if protection == Protection::UnknownIsNo => {
-                Outcome::NotApplied(Refusal::Whole(error))
-            }
             Err(error) => Outcome::Unknown(error),
         }
     }
@@ -284,6 +311,17 @@ fn acknowledge_some(core: &Core, dice: &mut fastrand::Rng, oracle: &Oracle) {
     }
 }
 
+/// Other tests of this process start servers: between their fork and exec, a child holds the lock
+/// of the life before.
+fn open(dir: &Path) -> (Directory, Recovery, Writer) {
+    loop {
+        match Directory::open(dir, 3, 64 * MIB) {
+            Err(JournalError::Locked { .. }) => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 /// One life of a daemon, from recovery to crash, or, with `last`, until all is flushed.
 fn live(
     dir: &Path,
@@ -293,14 +331,19 @@ fn live(
     last: bool,
 ) {
     // A runtime for each life: dropping it waits for the file work that a real crash would end.
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let (directory, recovery, writer) = Directory::open(dir, 3, 64 * MIB).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let (directory, recovery, writer) = open(dir);
     assert_eq!(recovery.damage, [""; 0]);
     let mut table = Table::new(TableLimits { bytes_max: MIB });
     for segment in &recovery.segments {
         for batch in segment.first_batch().max(recovery.applied + 1)..=segment.last_batch() {
-            segment.batch(batch).for_each(|delta| table.restore(delta.key, delta.amount));
+            segment
+                .batch(batch)
+                .for_each(|delta| table.restore(delta.key, delta.amount));
         }
     }
     let stats = Arc::new(Stats::default());
@@ -309,7 +352,10 @@ fn live(
     let (command, commands) = mpsc::channel(64);
     let (wanted, _) = mpsc::channel(1);
     let seal_wanted = Arc::new(Notify::new());
-    let store = SimStore { server: Arc::clone(server), identity: directory.identity() };
+    let store = SimStore {
+        server: Arc::clone(server),
+        identity: directory.identity(),
+    };
     let core = Core::new(CoreParts {
         config: IngestConfig {
             key_bytes_max: 1024,
@@ -371,13 +417,18 @@ fn live(
                     && view.known
                 {
                     assert_eq!(view.pending, 0, "{number}: all is flushed");
-                    assert_eq!(Some(view.value), stored, "{number}: the view is the store's");
+                    assert_eq!(
+                        Some(view.value),
+                        stored,
+                        "{number}: the view is the store's"
+                    );
                 }
             }
         }
     };
     runtime.block_on(async {
         tokio::select! {
+            biased;
             () = Rc::clone(&core).listen(messages) => panic!("the stages ended"),
             ended = flush.run() => panic!("the flush stage ended: {ended:?}"),
             () = driver => {}
@@ -388,6 +439,7 @@ fn live(
 /// Runs one case. `Err`: what is wrong with the totals.
 fn simulate(seed: u64, protection: Protection) -> Result<(), String> {
     let mut dice = fastrand::Rng::with_seed(seed);
+    fastrand::seed(seed); // The stage's jitter.
     let dir = tempfile::tempdir().unwrap();
     let mut server = Server {
         data: Data::default(),
@@ -425,7 +477,11 @@ fn simulate(seed: u64, protection: Protection) -> Result<(), String> {
         let found = totals.get(key).copied().unwrap_or(0);
         if found != *expected {
             let key = String::from_utf8_lossy(key);
-            return Err(format!("seed {seed}: {key}: acknowledged {expected}, found {found}"));
+            let rejected = std::fs::read_to_string(dir.path().join(rejected::REJECTED_FILE));
+            return Err(format!(
+                "seed {seed}: {key}: acknowledged {expected}, found {found}; rejected:\n{}",
+                rejected.unwrap_or_default()
+            ));
         }
     }
     Ok(())
@@ -435,8 +491,9 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Fails without the watch, without the token, and without telling "unknown" from "no": see the
-/// tests below.
+/// Fails without the watch and without the token: see the tests below. It has also failed when
+/// recovery took the progress noted in a later segment for that of an earlier one, which a fail-over
+/// had undone.
 #[test]
 fn totals_are_exact_whatever_the_network_the_store_and_the_process_do() {
     if let Some(seed) = setting("TALLYD_SEED") {
@@ -456,11 +513,6 @@ fn is_noticed(protection: Protection) -> bool {
 #[test]
 fn late_bytes_that_nothing_guards_are_noticed() {
     assert!(is_noticed(Protection::NoWatch));
-}
-
-#[test]
-fn a_lost_reply_taken_for_a_no_is_noticed() {
-    assert!(is_noticed(Protection::UnknownIsNo));
 }
 
 #[test]

@@ -86,7 +86,7 @@ async fn a_key_that_the_user_may_not_touch_is_singled_out() {
     let store = store_at(info.set_redis_settings(login));
     let (mut lane, _) = store.connect().await.unwrap();
     let batch = deltas(&[("likes:1", 1), ("other", 1), ("likes:2", 1), ("more", 1)]);
-    // Guarded by the comparison with the clock's INCRBY: without it this is refused as a whole,
+    // Guarded by asking for INCRBY on the clock: without it this is refused as a whole,
     // and holds up all other keys for ever.
     match lane.apply(1, &batch).await {
         Outcome::NotApplied(Refusal::Keys(errors)) => {

@@ -3,9 +3,8 @@
 //! Invariants:
 //! 1. "Not applied" is said only on the server's word: a nil or a known refusal in the place of
 //!    `EXEC`'s result.
-//! 2. Whether a refused `INCRBY` is the fault of its key is told by its neighbour, the `INCRBY` of
-//!    the clock: a user who may increment that one has the command, so it is the key that is
-//!    refused. Error texts, which differ between versions, are not asked.
+//! 2. Error texts, which differ between versions, are not asked whether the key or the command is
+//!    refused: the lane finds out.
 
 use super::codec::Reply;
 use super::exchange::Replies;
@@ -34,7 +33,7 @@ enum End {
 /// What became of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It ran. The clock is an error where its `INCRBY` failed, and `Ok(0)` where none was due.
+    /// It ran. The clock is an error where its `INCR` failed, and `Ok(0)` where none was due.
     Ran {
         values: Vec<Result<i64, KeyError>>,
         clock: Result<i64, String>,
@@ -62,7 +61,7 @@ enum Due {
     Nothing,
 }
 
-/// Follows `MULTI · INCRBY key … · [INCRBY clock] · SET token GET · EXEC · WATCH token`.
+/// Follows `MULTI · INCRBY key … · [INCR clock] · SET token GET · EXEC · WATCH token`.
 #[derive(Debug)]
 pub(super) struct Transaction {
     keys: usize,
@@ -210,7 +209,12 @@ impl Replies for Transaction {
             }
             (Due::Exec, Reply::Error(message)) => {
                 self.end = Some(End::Refused(text(message)));
-                Due::Nothing
+                // The server itself goes on with the `WATCH`; a proxy's error may be its last word.
+                if message.starts_with(b"EXECABORT ") {
+                    Due::Watch
+                } else {
+                    Due::Nothing
+                }
             }
             (Due::Result(index), reply) => {
                 self.take_result(index, reply)?;
@@ -227,7 +231,7 @@ impl Replies for Transaction {
     }
 }
 
-/// Follows `INCRBY key … · INCRBY clock`, each on its own.
+/// Follows `INCRBY key … · INCR clock`, each on its own.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     keys: usize,
@@ -344,7 +348,11 @@ mod tests {
     /// The verdict on a batch of two keys that is answered so.
     fn verdict(replies: &[Reply<'_>]) -> Verdict {
         let mut transaction = Transaction::batch(2);
-        for (at, reply) in replies.iter().enumerate() {
+        let watch = replies.last().is_some_and(
+            |last| matches!(last, Reply::Error(text) if text.starts_with(b"EXECABORT ")),
+        );
+        let replies: Vec<_> = replies.iter().chain(watch.then_some(&OK)).collect();
+        for (at, &reply) in replies.iter().enumerate() {
             let last = transaction.take(*reply).unwrap();
             assert_eq!(last, at + 1 == replies.len(), "after reply {at}");
         }
@@ -376,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clocks_fate_tells_a_key_from_the_command() {
+    fn a_refusal_of_clock_or_token_concerns_the_whole() {
         let denied = error("NOPERM in whatever words");
         let key = verdict(&[OK, QUEUED, denied, QUEUED, QUEUED, ABORT]);
         assert!(matches!(key, Verdict::Keys(errors) if errors.len() == 1 && errors[0].0 == 1));

@@ -109,6 +109,57 @@ impl Daemon {
         }
     }
 
+    /// Has the next runs die at a point (`name@3`: at its third passage), or no longer.
+    #[cfg(feature = "fail-points")]
+    pub fn arm(&mut self, point: Option<&str>) {
+        self.settings
+            .env
+            .retain(|(name, _)| name != "TALLYD_FAIL_POINT");
+        if let Some(point) = point {
+            self.settings
+                .env
+                .push(("TALLYD_FAIL_POINT".into(), point.into()));
+        }
+    }
+
+    /// Starts it again, though it may die before its socket answers. Whether it lives.
+    #[cfg(feature = "fail-points")]
+    pub fn restart_armed(&mut self) -> bool {
+        if self.child.is_some() {
+            self.kill9();
+        }
+        self.spawn();
+        let begin = Instant::now();
+        while Client::unix(&self.socket)
+            .and_then(|mut c| c.try_command(&["PING"]))
+            .is_err()
+        {
+            if self.has_died() {
+                return false;
+            }
+            assert!(begin.elapsed() < LIMIT, "it neither answers nor dies");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
+    /// Whether it was started and has not been seen to end.
+    #[cfg(feature = "fail-points")]
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Whether it has ended by itself.
+    #[cfg(feature = "fail-points")]
+    pub fn has_died(&mut self) -> bool {
+        let child = self.child.as_mut().expect("it was spawned");
+        let died = child.try_wait().expect("our own child").is_some();
+        if died {
+            self.child = None;
+        }
+        died
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("stderr")
     }
