@@ -151,7 +151,7 @@ fn a_daemon_that_lost_its_batch_numbers_goes_on() {
         let _ = fs::remove_file(segment(daemon.state_dir(), number));
     }
     change(&segment(daemon.state_dir(), 6), |bytes| {
-        bytes[..4096].fill(0)
+        bytes[..4096].fill(0);
     });
     daemon.restart();
     let mut client = daemon.client();
