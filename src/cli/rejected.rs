@@ -15,11 +15,16 @@ use super::exit::ExitCode;
 use super::journal::{rfc3339, unix_ms};
 use crate::config::{Config, Environment, Flags};
 use crate::journal::rejected::{
-    Outstanding, REJECTED_FILE, REPLAYED_FILE, ReplayedFile, outstanding,
+    Outstanding, REJECTED_FILE, REPLAYED_FILE, Rejected, ReplayedFile, outstanding,
 };
 
 /// An answer that takes longer does not come.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A daemon that knows a key's value as no integer looks at it anew when it is asked, and answers
+/// from what it knew: so what it refuses is sent again, so often in all.
+const ROUNDS: u32 = 6;
+/// Between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// An answer to `INCRBY` is one short line.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
@@ -91,27 +96,32 @@ enum ReplayError {
     #[error("{}: {source}; the daemon must be running", path.display())]
     Connect { path: PathBuf, source: io::Error },
     #[error(
-        "no answer for {key} ({delta}, batch {batch}): {source}; it may have been counted, and the \
-         next replay sends it again; compare its value first"
+        "no answer for {}: {}; it may have been counted, and the next replay sends it again: \
+         compare its value first",
+        .0, .0.source
     )]
-    Unanswered {
-        key: String,
-        delta: i64,
-        batch: u64,
-        source: io::Error,
-    },
+    Unanswered(Named),
     #[error(
-        "{key} ({delta}, batch {batch}) was counted but cannot be noted in {}: {source}; the next \
-         replay would count it again: add the line by hand, or take that much off first",
-        path.display()
+        "{named} was counted but cannot be noted in {}: {}; the next replay would count it again: \
+         take it off first",
+        path.display(), named.source
     )]
-    Unnoted {
-        key: String,
-        delta: i64,
-        batch: u64,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Unnoted { path: PathBuf, named: Named },
+}
+
+/// The delta that an error is about.
+#[derive(Debug)]
+struct Named {
+    key: String,
+    delta: i64,
+    batch: u64,
+    source: io::Error,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, batch {})", self.key, self.delta, self.batch)
+    }
 }
 
 /// What a replay did.
@@ -150,33 +160,44 @@ fn replay_to(state_dir: &Path, socket: &Path, err: &mut dyn Write) -> Result<Don
         path: socket.to_owned(),
         source,
     })?;
-    for (key, line) in &outstanding.deltas {
-        let (shown, delta, batch) = (Key(key), line.delta, line.batch);
-        let answer = daemon
-            .increment(key, delta)
-            .map_err(|source| ReplayError::Unanswered {
-                key: shown.to_string(),
-                delta,
-                batch,
+    let mut left: Vec<&(Vec<u8>, Rejected)> = outstanding.deltas.iter().collect();
+    for round in 1..=ROUNDS {
+        let mut refused = Vec::new();
+        for delta in left {
+            let (key, line) = delta;
+            let named = |source| Named {
+                key: Key(key).to_string(),
+                delta: line.delta,
+                batch: line.batch,
                 source,
-            })?;
-        if let Err(refusal) = answer {
-            done.refused += 1;
-            // Nowhere left to report to when this fails; the exit code says it.
-            let _ = writeln!(err, "tallyd: {shown} ({delta}): {}", one_line(&refusal));
-            continue;
+            };
+            let answer = daemon
+                .increment(key, line.delta)
+                .map_err(|source| ReplayError::Unanswered(named(source)))?;
+            match answer {
+                Ok(()) => {
+                    // Durable before the next one is sent: at most this one can be sent twice.
+                    replayed.append(line, unix_ms()).map_err(|source| {
+                        let path = path.clone();
+                        let named = named(source);
+                        ReplayError::Unnoted { path, named }
+                    })?;
+                    done.sent += 1;
+                }
+                Err(words) if round == ROUNDS => {
+                    done.refused += 1;
+                    let (shown, words) = (Key(key), one_line(&words));
+                    // Nowhere left to report to when this fails; the exit code says it.
+                    let _ = writeln!(err, "tallyd: {shown} ({}): {words}", line.delta);
+                }
+                Err(_) => refused.push(delta),
+            }
         }
-        // Durable before the next one is sent: at most this one can be sent twice.
-        replayed
-            .append(line, unix_ms())
-            .map_err(|source| ReplayError::Unnoted {
-                key: shown.to_string(),
-                delta,
-                batch,
-                path: path.clone(),
-                source,
-            })?;
-        done.sent += 1;
+        left = refused;
+        if left.is_empty() {
+            break;
+        }
+        std::thread::sleep(ROUND_PAUSE);
     }
     Ok(done)
 }
@@ -263,7 +284,7 @@ mod tests {
     use std::thread::JoinHandle;
 
     use super::*;
-    use crate::journal::rejected::{Rejected, RejectedFile};
+    use crate::journal::rejected::RejectedFile;
 
     const AT: u64 = 1_763_835_000_123;
 
@@ -413,14 +434,29 @@ mod tests {
 
     #[test]
     fn what_the_daemon_refuses_stays_and_the_rest_goes_on() {
+        const NO: &str = "-OOM limits.max_pending_bytes\r\n";
         let dir = state(&[(b"a", 1, 1), (b"b", 2, 1)]);
         let socket = dir.path().join("s");
-        let seen = daemon(&socket, &["-OOM limits.max_pending_bytes\r\n", ":2\r\n"]);
+        let seen = daemon(&socket, &[NO, ":2\r\n", NO, NO, NO, NO, NO]);
         let (code, out, err) = replay_into(dir.path(), &socket);
         assert_eq!((code, out.as_str()), (74, "1 replayed, 1 refused\n"));
         assert_eq!(err, "tallyd: a (1): OOM limits.max_pending_bytes\n");
         seen.join().unwrap();
         assert_eq!(listed(dir.path()).1.lines().count(), 1);
+    }
+
+    /// A daemon answers from what it knew of the key, and looks at it anew.
+    #[test]
+    fn what_was_refused_is_sent_again_before_it_counts_as_refused() {
+        let dir = state(&[(b"a", 1, 1)]);
+        let socket = dir.path().join("s");
+        let seen = daemon(&socket, &["-WRONGTYPE as before\r\n", ":1\r\n"]);
+        let answer = replay_into(dir.path(), &socket);
+        assert_eq!(
+            answer,
+            (0, "1 replayed, 0 refused\n".to_owned(), String::new())
+        );
+        assert_eq!(seen.join().unwrap().len(), 2);
     }
 
     #[test]

@@ -170,8 +170,8 @@ impl Directory {
             _lock: lock,
         };
         let (recovery, unneeded) = directory.recover()?;
-        fail_point("recover.adopted");
         directory.numbered = recovery.next_batch - 1;
+        fail_point("recover.adopted");
         // On disk before a segment or a token can carry them.
         directory.write_node()?;
         fail_point("recover.named");

@@ -64,10 +64,8 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
     let unused = unix_ms << 20;
     // The number that follows the last one used; `None`: not known.
     let mut next = (!claimed).then_some(1);
-    // Whether a segment tells that what comes before it is in the store.
-    let mut told = false;
-    // The last batch of the segment before.
-    let mut previous: Option<u64> = None;
+    // The last batch of the segments used so far.
+    let mut used_up_to: Option<u64> = None;
     for (index, file) in files.iter().enumerate() {
         let fate = match judge(file, node) {
             Judged::Remove if is_blank(file) && files[index + 1..].iter().any(was_opened) => {
@@ -78,7 +76,7 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
                 if let Some(first) = firsts[index] {
                     // Empty: only its number matters.
                     next = Some(next.map_or(first, |next| next.max(first)));
-                    if !told {
+                    if used_up_to.is_none() {
                         plan.applied = plan.applied.max(first - 1);
                     }
                 }
@@ -103,13 +101,13 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
                     Some(first_batch) => {
                         let last = found.last_batch(first_batch);
                         // After a roll-back an earlier segment may be unapplied in part: the cells
-                        // of later ones say nothing then. Numbers missing in between were set aside.
-                        if previous.is_none_or(|last| last <= plan.applied) {
-                            let applied = found.applied.map_or(0, |applied| applied.min(last));
-                            plan.applied = plan.applied.max(first_batch - 1).max(applied);
+                        // of later ones say nothing then. Numbers that are missing in between were
+                        // set aside.
+                        if used_up_to.is_none_or(|used| used <= plan.applied) {
+                            let applied = found.applied.unwrap_or(0);
+                            plan.applied = applied.clamp(first_batch - 1, last);
                         }
-                        previous = Some(last);
-                        told = true;
+                        used_up_to = Some(last);
                         next = (!found.batches_lost).then_some(last + 1);
                         plan.next_batch = plan.next_batch.max(last + 1);
                         Fate::Use { first_batch }

@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     Claim, Delta, Identity, KeyError, Lane, NodeId, Outcome, READ_KEYS_MAX, Reading, Refusal,
-    Standing, Store, StoreError, Token, clock_key, token_key,
+    Silence, Standing, Store, StoreError, Token, clock_key, token_key,
 };
 
 /// Key to value.

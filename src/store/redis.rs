@@ -39,6 +39,7 @@ pub use self::lane::RedisLane;
 use self::reads::Shared;
 use self::stream::Connector;
 use super::{Identity, READ_KEYS_MAX, Reading, Standing, Store, StoreError};
+pub use feed::RedisFeed;
 
 /// What a flush promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

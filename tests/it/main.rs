@@ -12,6 +12,7 @@ mod crash;
 mod demo;
 mod exact;
 mod faults;
+mod journal;
 #[cfg(feature = "fail-points")]
 mod kill_points;
 mod listen;

@@ -18,6 +18,8 @@ enum Step {
     Seal,
     /// The store has taken one batch more.
     Apply,
+    /// The store goes back by so many batches, as far as they are retained.
+    RollBack(u64),
     /// Wholly applied segments are removed.
     Release,
     /// The process is gone, and another one starts.
@@ -34,6 +36,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         12 => (0..8_usize, amount).prop_map(|(key, amount)| Step::Add { key, amount }),
         2 => Just(Step::Seal),
         3 => Just(Step::Apply),
+        1 => (1..4_u64).prop_map(Step::RollBack),
         1 => Just(Step::Release),
         2 => Just(Step::Reopen),
     ];
@@ -143,6 +146,16 @@ proptest! {
                     if let Some(segment) = sealed.iter().find(|s| s.last_batch() > model.applied) {
                         model.applied += 1;
                         segment.set_applied(model.applied).unwrap();
+                    }
+                }
+                Step::RollBack(batches) => {
+                    let oldest = sealed.first().map_or(model.open_first, Sealed::first_batch);
+                    let to = model.applied.saturating_sub(*batches).max(oldest - 1);
+                    if to < model.applied {
+                        for segment in sealed.iter().filter(|s| s.first_batch() <= model.applied) {
+                            segment.set_applied(to.max(segment.first_batch() - 1)).unwrap();
+                        }
+                        model.applied = to;
                     }
                 }
                 Step::Release => {

@@ -153,9 +153,16 @@ impl Stream {
 
 impl Read for Stream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Unix(s) => s.read(buf),
-            Self::Tcp(s) => s.read(buf),
+        loop {
+            let read = match self {
+                Self::Unix(s) => s.read(buf),
+                Self::Tcp(s) => s.read(buf),
+            };
+            match read {
+                // A process that was stopped for a moment comes back with this.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => return read,
+            }
         }
     }
 }
