@@ -104,6 +104,10 @@ impl Recorder for Count {
         Ok(())
     }
 
+    fn delta(&self, _record: u32) -> i64 {
+        0
+    }
+
     fn prefetch(&self, _: u32) {}
 }
 

@@ -1,7 +1,7 @@
 //! One counter: 64 bytes, one cache line, the key inline when it is short.
 
 /// Keys up to this length need no memory of their own.
-pub(super) const INLINE: usize = 28;
+pub(super) const INLINE: usize = 26;
 
 /// The value is the store's, as of `clock`.
 pub(super) const KNOWN: u8 = 1;
@@ -32,16 +32,20 @@ pub(super) struct Entry {
     /// This epoch's journal record.
     pub record: u32,
     pub key_len: u16,
+    /// When `value` was last seen to be the store's, on the table's coarse clock.
+    pub seen: u16,
+    /// The table's generation at that time: in another one messages have been lost since.
+    pub generation: u8,
     pub flags: u8,
     /// Short keys whole; of a long one the place in [`LongKeys`] (4 bytes), then its beginning.
-    key: [u8; INLINE + 1],
+    key: [u8; INLINE],
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
 
 impl Entry {
     pub fn new(key: &[u8], long: &mut LongKeys) -> Self {
-        let mut inline = [0; INLINE + 1];
+        let mut inline = [0; INLINE];
         if key.len() <= INLINE {
             inline[..key.len()].copy_from_slice(key);
         } else {
@@ -55,6 +59,8 @@ impl Entry {
             epoch: 0,
             record: 0,
             key_len: key.len() as u16,
+            seen: 0,
+            generation: 0,
             flags: TAKEN,
             key: inline,
         }

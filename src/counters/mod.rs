@@ -16,7 +16,9 @@ mod prefetch;
 mod table;
 
 pub use prefetch::prefetch;
-pub use table::{Answer, BadValue, Kind, Op, Reach, Table, TableLimits, View};
+pub use table::{
+    Announced, Answer, BadValue, Kind, Observed, Op, Reach, StaleSweep, Table, TableLimits, View,
+};
 
 /// Where the deltas of the open epoch are written down, one record a key.
 pub trait Recorder {
@@ -34,6 +36,9 @@ pub trait Recorder {
     /// # Errors
     /// The record is unchanged.
     fn add(&mut self, record: u32, amount: i64) -> Result<(), RecordError>;
+
+    /// The sum that stands in the record that `append` returned in this epoch.
+    fn delta(&self, record: u32) -> i64;
 
     /// Asks the processor for the record's memory before it is needed.
     fn prefetch(&self, record: u32);

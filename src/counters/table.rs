@@ -115,6 +115,40 @@ pub enum Reach {
     Announced,
 }
 
+/// What became of a value that was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observed {
+    /// The view is the value's now, or was already.
+    Taken {
+        /// Whether it is another one than before.
+        moved: bool,
+    },
+    /// Older than what is known.
+    Old,
+    /// Nobody here asked for this key.
+    Absent,
+    /// A batch of this node may or may not be part of the value: tell it again when that is settled.
+    Unsettled,
+}
+
+/// Values of one message, their keys one after the other.
+#[derive(Debug, Default)]
+pub struct Announced {
+    /// The keys' bytes.
+    pub keys: Vec<u8>,
+    /// Length of each key, and its value.
+    pub values: Vec<(u32, i64)>,
+    /// The clock of all of them.
+    pub clock: u64,
+}
+
+/// Where a search for stale entries stands: first those that were used of late, then the rest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StaleSweep {
+    at: usize,
+    rest: bool,
+}
+
 /// What is known of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
@@ -152,6 +186,9 @@ pub struct Table {
     taken: usize,
     hand: usize,
     evicted: u64,
+    generation: u8,
+    now: u16,
+    age_max: u16,
 }
 
 impl Table {
@@ -171,6 +208,9 @@ impl Table {
             taken: 0,
             hand: 0,
             evicted: 0,
+            generation: 0,
+            now: 0,
+            age_max: u16::MAX,
         }
     }
 
@@ -257,7 +297,7 @@ impl Table {
             let entry = &mut self.entries[op.entry as usize];
             op.answer = match op.kind {
                 Kind::Add => add(entry, key, op.amount, epoch, recorder),
-                Kind::Get => get(entry),
+                Kind::Get => get(entry, self.now, self.age_max),
             };
         }
     }
@@ -305,9 +345,54 @@ impl Table {
         {
             entry.value = value;
             entry.clock = clock;
+            entry.seen = self.now;
+            entry.generation = self.generation;
             entry.flags |= KNOWN | EXISTS | STORED;
             entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
         }
+    }
+
+    /// Moves the coarse clock by which values age; ticks wrap around.
+    pub fn set_now(&mut self, tick: u16) {
+        self.now = tick;
+    }
+
+    /// Reads of a value older than this many ticks ask for it anew; at most half of the range.
+    pub fn set_age_max(&mut self, ticks: u16) {
+        self.age_max = ticks.min(u16::MAX / 2);
+    }
+
+    /// Messages were lost: every value held may be out of date.
+    pub fn mark_stale(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Goes on looking for keys that were marked stale and not seen since; `false` at the end.
+    /// Looks at a bounded number of entries a call.
+    pub fn next_stale(
+        &self,
+        sweep: &mut StaleSweep,
+        keys_max: usize,
+        keys: &mut Vec<Box<[u8]>>,
+    ) -> bool {
+        for _ in 0..SWEEP {
+            if keys.len() >= keys_max {
+                return true;
+            }
+            let Some(entry) = self.entries.get(sweep.at) else {
+                if sweep.rest {
+                    return false;
+                }
+                *sweep = StaleSweep { at: 0, rest: true };
+                continue;
+            };
+            sweep.at += 1;
+            let stale = entry.has(TAKEN) && entry.has(KNOWN) && entry.generation != self.generation;
+            if stale && (sweep.rest || entry.has(USED)) {
+                keys.push(entry.key(&self.long).into());
+            }
+        }
+        true
     }
 
     /// Undoes an add whose key turned out to hold no counter: the opposite amount is recorded, so
@@ -343,11 +428,69 @@ impl Table {
 
     /// The store has `value` for `key` (`None`: has no such key) as of `clock`.
     ///
-    /// A key that nobody asked for is not brought in. Returns whether the view moved.
-    pub fn observe(&mut self, key: &[u8], value: Option<i64>, clock: u64, reach: Reach) -> bool {
+    /// A key that nobody asked for is not brought in. With `recorder`, a value that may or may not
+    /// contain a sealed delta of this node is left alone; without it, it is taken as it is.
+    pub fn observe(
+        &mut self,
+        key: &[u8],
+        value: Option<i64>,
+        clock: u64,
+        reach: Reach,
+        recorder: Option<&impl Recorder>,
+    ) -> Observed {
         let at = self.find(key, self.tag(key));
+        self.observe_at(at, value, clock, reach, recorder)
+    }
+
+    /// Takes the values of a message, in groups as commands are. `each` hears what became of every
+    /// key.
+    pub fn observe_announced(
+        &mut self,
+        announced: &Announced,
+        recorder: &impl Recorder,
+        mut each: impl FnMut(&[u8], i64, Observed),
+    ) {
+        let mut found = [(0, NONE); GROUP];
+        let mut start = 0;
+        for group in announced.values.chunks(GROUP) {
+            let first = start;
+            let mask = self.slots.len() - 1;
+            for (&(len, _), found) in group.iter().zip(&mut found) {
+                found.0 = self.tag(&announced.keys[start..start + len as usize]);
+                prefetch(&self.slots[found.0 as usize & mask]);
+                start += len as usize;
+            }
+            for found in &mut found[..group.len()] {
+                found.1 = self.candidate(found.0);
+                if found.1 != NONE {
+                    prefetch(&self.entries[found.1 as usize]);
+                }
+            }
+            let mut at = first;
+            for (&(len, value), &(tag, candidate)) in group.iter().zip(&found) {
+                let key = &announced.keys[at..at + len as usize];
+                at += len as usize;
+                let mut entry = candidate;
+                if entry != NONE && !self.entries[entry as usize].holds(key, &self.long) {
+                    entry = self.find(key, tag);
+                }
+                let (clock, reach) = (announced.clock, Reach::Announced);
+                let observed = self.observe_at(entry, Some(value), clock, reach, Some(recorder));
+                each(key, value, observed);
+            }
+        }
+    }
+
+    fn observe_at(
+        &mut self,
+        at: u32,
+        value: Option<i64>,
+        clock: u64,
+        reach: Reach,
+        recorder: Option<&impl Recorder>,
+    ) -> Observed {
         if at == NONE {
-            return false;
+            return Observed::Absent;
         }
         let entry = &mut self.entries[at as usize];
         let news = match reach {
@@ -355,10 +498,27 @@ impl Table {
             Reach::Announced => clock > entry.clock,
         };
         if entry.has(KNOWN) && !news {
-            return false;
+            return Observed::Old;
         }
+        if let Some(recorder) = recorder
+            && entry.pending != 0
+        {
+            let open = if entry.epoch == recorder.epoch() {
+                recorder.delta(entry.record)
+            } else {
+                0
+            };
+            if entry.pending != open {
+                return Observed::Unsettled;
+            }
+        }
+        let moved = !entry.has(KNOWN)
+            || entry.value != value.unwrap_or(0)
+            || entry.has(STORED) != value.is_some();
         entry.value = value.unwrap_or(0);
         entry.clock = clock;
+        entry.seen = self.now;
+        entry.generation = self.generation;
         entry.flags |= KNOWN;
         entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED);
         if value.is_some() {
@@ -367,7 +527,7 @@ impl Table {
         if value.is_some() || entry.epoch != 0 || entry.pending != 0 {
             entry.flags |= EXISTS;
         }
-        true
+        Observed::Taken { moved }
     }
 
     /// The store holds no counter under `key`: adds are refused until a value is seen again.
@@ -576,15 +736,17 @@ fn add(
 }
 
 #[inline]
-fn get(entry: &mut Entry) -> Answer {
+fn get(entry: &mut Entry, now: u16, age_max: u16) -> Answer {
     entry.flags |= USED;
     if let Some(bad) = bad_value(entry) {
         return Answer::Bad(bad);
     }
     let view = entry.value.saturating_add(entry.pending);
-    if !entry.has(KNOWN) {
+    // Someone who is no tallyd may have set it: after a while it is read again.
+    let aged = now.wrapping_sub(entry.seen) > age_max;
+    if !entry.has(KNOWN) || aged {
         if entry.has(EXISTS) {
-            Answer::Cold(view)
+            Answer::Cold(entry.pending)
         } else {
             Answer::Unknown
         }

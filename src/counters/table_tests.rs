@@ -86,6 +86,10 @@ impl Recorder for Plain {
         answer
     }
 
+    fn delta(&self, record: u32) -> i64 {
+        self.open[record as usize].1
+    }
+
     fn prefetch(&self, record: u32) {
         assert!((record as usize) < self.open.len());
     }
@@ -329,7 +333,10 @@ impl Pair {
             }
             Step::Observe(number, value, clock, reach) => {
                 let key = key(number);
-                let moved = self.table.observe(&key, value, clock, reach);
+                let observed = self
+                    .table
+                    .observe(&key, value, clock, reach, None::<&Plain>);
+                let moved = matches!(observed, Observed::Taken { .. });
                 let Some(counter) = self.model.get_mut(&key) else {
                     assert!(!moved);
                     return;
@@ -595,7 +602,7 @@ fn deltas_that_cancel_out_are_settled_one_by_one_also_after_an_eviction() {
     );
     assert_eq!(table.view(b"k"), None);
     table.settle(b"k", 5, Some((105, 1)), u32::MAX);
-    table.observe(b"k", Some(105), 1, Reach::Read);
+    table.observe(b"k", Some(105), 1, Reach::Read, None::<&Plain>);
     assert_eq!(add(&mut table, &mut recorder, 3), Answer::Value(103));
     table.settle(b"k", -5, Some((100, 2)), u32::MAX);
     table.settle(b"k", 3, Some((103, 3)), u32::MAX);
@@ -609,13 +616,13 @@ fn a_key_that_the_store_has_lost_is_gone_once_nothing_is_pending() {
     let mut table = small_table(10);
     let mut recorder = Plain::new(None);
     apply_one(&mut table, Kind::Add, b"k", &mut recorder);
-    table.observe(b"k", None, 1, Reach::Read);
+    table.observe(b"k", None, 1, Reach::Read, None::<&Plain>);
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),
         Answer::Value(1)
     );
     table.settle(b"k", 1, Some((1, 2)), u32::MAX);
-    table.observe(b"k", None, 3, Reach::Read);
+    table.observe(b"k", None, 3, Reach::Read, None::<&Plain>);
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),
         Answer::Missing

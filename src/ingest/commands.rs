@@ -69,6 +69,7 @@ pub fn run(
         Command::Psubscribe => subscribe(core, session, By::Pattern, args, out),
         Command::Unsubscribe => unsubscribe(core, session, By::Channel, args, out),
         Command::Punsubscribe => unsubscribe(core, session, By::Pattern, args, out),
+        Command::Pubsub => pubsub(core, args, out),
         Command::TallyFlush => tally_flush(args, out),
         Command::TallyPending => {
             let pending = core
@@ -474,6 +475,36 @@ fn confirm(session: &Session, kind: &[u8], name: Option<&[u8]>, out: &mut Out) {
         None => encode::null(out, session.version),
     }
     encode::integer(out, session.subscriptions as i64);
+}
+
+fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
+    let hub = core.hub.borrow();
+    let sub = args.get(1).to_ascii_lowercase();
+    match (&sub[..], args.len()) {
+        (b"channels", 2 | 3) => {
+            let pattern = (args.len() == 3).then(|| args.get(2));
+            let channels = hub.channels(pattern);
+            encode::array(out, channels.len());
+            channels.iter().for_each(|name| encode::bulk(out, name));
+        }
+        (b"numsub", _) => {
+            encode::array(out, (args.len() - 2) * 2);
+            for name in args.from(2) {
+                encode::bulk(out, name);
+                encode::integer(out, hub.subscribers(name) as i64);
+            }
+        }
+        (b"numpat", 2) => encode::integer(out, hub.patterns() as i64),
+        (b"channels" | b"numpat", _) => {
+            let sub = String::from_utf8_lossy(&sub);
+            encode::error(
+                out,
+                format!("ERR wrong number of arguments for 'pubsub|{sub}' command"),
+            );
+        }
+        _ => unknown_subcommand("PUBSUB", args, out),
+    }
+    None
 }
 
 fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {

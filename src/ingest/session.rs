@@ -239,7 +239,10 @@ impl Session {
                 } else {
                     view.value.saturating_add(pending.unwrap_or(0))
                 });
-            } else if pending.is_none() {
+            } else if let Some(pending) = pending {
+                // The best guess: what was known before the store went back, if anything was.
+                op.answer = Answer::Value(view.value.saturating_add(pending));
+            } else {
                 op.answer = Answer::Missing;
             }
             if op.kind == Kind::Add {

@@ -269,6 +269,11 @@ impl Recorder for Writer {
     }
 
     #[inline]
+    fn delta(&self, record: u32) -> i64 {
+        format::u64_at(&self.map, record as usize * 16) as i64
+    }
+
+    #[inline]
     fn prefetch(&self, record: u32) {
         if let Some(line) = self.map.get(record as usize * 16) {
             prefetch(line);

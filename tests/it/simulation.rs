@@ -367,6 +367,7 @@ fn live(
             epoch_keys_max: 10,
             load: false,
             load_timeout: Duration::ZERO,
+            view_age_max: Duration::from_secs(60),
             sync_always: false,
             connections_max: 1,
             channel: String::new(),
