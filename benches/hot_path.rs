@@ -81,7 +81,7 @@ fn timed(rounds: u64, mut work: impl FnMut()) -> Duration {
     for _ in 0..rounds {
         work();
     }
-    cpu_time() - start
+    cpu_time().saturating_sub(start)
 }
 
 /// Keeps no journal.
@@ -224,13 +224,13 @@ impl<E: Epochs> Server<E> {
             self.burst(read.len());
             black_box(&self.out);
             if self.epochs.is_full() {
-                time += cpu_time() - start;
+                time += cpu_time().saturating_sub(start);
                 self.epochs.after_read();
                 start = cpu_time();
             }
         }
         self.taken += load.increments;
-        time + (cpu_time() - start)
+        time + cpu_time().saturating_sub(start)
     }
 
     /// As `Session::burst` does it.
@@ -308,7 +308,10 @@ fn bench_parts(criterion: &mut Criterion, load: &Load) {
     // Of one to seven digits in no order, as those of different counters are.
     let mut rng = fastrand::Rng::with_seed(9);
     let values: Vec<i64> = (0..ops.len())
-        .map(|_| rng.i64(0..10_i64.pow(rng.u32(1..8))))
+        .map(|_| {
+            let digits = rng.u32(1..8);
+            rng.i64(0..10_i64.pow(digits))
+        })
         .collect();
     let mut out = Vec::with_capacity(READ_BYTES);
     group.bench_function(BenchmarkId::new("encode", load.keys), |bencher| {
