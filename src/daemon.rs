@@ -187,6 +187,7 @@ impl<S: Store> Daemon<S> {
         let unannounced = Arc::new(AtomicU64::new(0));
         let store = Arc::new(store);
         let stop = CancellationToken::new();
+        let unwanted = CancellationToken::new();
 
         let ingest = IngestThread {
             parts: CoreParts {
@@ -233,6 +234,7 @@ impl<S: Store> Daemon<S> {
             store,
             wanted,
             counters: to_counters,
+            stop: unwanted.clone(),
             stats: Arc::clone(&stats),
         };
 
@@ -261,7 +263,7 @@ impl<S: Store> Daemon<S> {
         .await?;
         info!("stopping: no more connections, then a last flush");
         stop.cancel();
-        let end = finish(drained, flush_commands, &mut stages, ended);
+        let end = finish(drained, unwanted, flush_commands, &mut stages, ended);
         if tokio::time::timeout(config.shutdown.timeout, end)
             .await
             .is_err()
@@ -319,12 +321,14 @@ async fn attend(
 
 async fn finish(
     drained: oneshot::Receiver<()>,
+    unwanted: CancellationToken,
     flush: mpsc::Sender<Command>,
     stages: &mut JoinSet<Result<&'static str, FlushError>>,
     ingest: Ended,
 ) {
     // Every client is answered before the last epoch is sealed. An error means: all are gone.
     let _ = drained.await;
+    unwanted.cancel();
     let _ = flush.send(Command::Stop).await;
     drop(flush);
     while let Some(ended) = stages.join_next().await {

@@ -88,14 +88,22 @@ pub struct DemoArgs {
 /// `tallyd journal …`
 #[derive(Debug, Subcommand)]
 pub enum JournalCommand {
-    /// List the segments: number, state, keys, sum of deltas
+    /// List the segments and what a recovery would do with each; changes nothing
     Show(JournalArgs),
-    /// Check every record's check sum
+    /// Check every record's check sum; exit with 74 if something is damaged; changes nothing
     Verify(JournalArgs),
-    /// List the deltas that the store refused, with the reason
+    /// List the deltas that the store refused and that were not replayed
+    ///
+    /// A line each, parts separated by tabs: time (RFC 3339, UTC), batch, delta, key, the store's
+    /// reason. Keys are escaped.
     Rejected(JournalArgs),
-    /// Put rejected deltas back into the journal
-    Replay(JournalArgs),
+    /// Send the rejected deltas to the running daemon again, once their cause is mended
+    ///
+    /// Each one is an INCRBY to the daemon's socket, and is noted in rejected.replayed.jsonl
+    /// before the next one is sent. If this program ends between the daemon's answer and the note, or
+    /// the connection breaks before the answer, the next replay sends that one delta again, and it
+    /// may count twice. What the store refuses once more is rejected anew.
+    Replay(ReplayArgs),
 }
 
 /// The directory that a journal command looks into.
@@ -104,6 +112,20 @@ pub struct JournalArgs {
     /// The state directory
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
+}
+
+/// Flags of `tallyd journal replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// The state directory
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// The running daemon's socket [default: listen.socket of the configuration]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The configuration file that names the socket [default: /etc/tallyd/tallyd.toml, if it is there]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -17,13 +17,19 @@ pub fn check(
         Ok(loaded) => loaded,
         Err(error) => return report(&error, err),
     };
-    match print(&loaded, out).and_then(|()| out.flush()) {
+    let printed = print(&loaded, out).and_then(|()| out.flush());
+    written(printed, "the configuration", err)
+}
+
+/// The exit code of what was printed to standard output.
+pub(super) fn written(printed: io::Result<()>, what: &str, err: &mut dyn Write) -> ExitCode {
+    match printed {
         Ok(()) => ExitCode::Success,
         // The reader had enough (`tallyd check | head`), and knows it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Io,
         Err(error) => {
             // Nowhere left to report to when this fails too; the exit code says it.
-            let _ = writeln!(err, "tallyd: cannot write the configuration: {error}");
+            let _ = writeln!(err, "tallyd: cannot write {what}: {error}");
             ExitCode::Io
         }
     }
@@ -65,7 +71,7 @@ fn print(loaded: &Loaded, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Control characters escaped: a key or a path may hold a line break.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars()
         .flat_map(|char| {
             let escaped = char.is_control().then(|| char.escape_default());

@@ -2,7 +2,10 @@
 
 pub mod args;
 pub mod check;
+pub mod demo;
 pub mod exit;
+pub mod journal;
+pub mod rejected;
 pub mod run;
 
 use std::ffi::OsString;
@@ -12,7 +15,7 @@ use clap::Parser;
 
 use crate::config::{Environment, Flags};
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, JournalCommand};
 use exit::ExitCode;
 
 /// Does what the command line says; `args` begins with the program's name.
@@ -41,16 +44,17 @@ where
             &mut io::stderr(),
         ),
         Command::Run(args) => run::run(Flags::from(args)),
-        // TO FILL IN: a daemon on the embedded store in a temporary directory.
-        Command::Demo(_) => not_built("demo"),
-        // TO FILL IN: show, verify, rejected, replay.
-        Command::Journal(_) => not_built("journal"),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Journal(command) => {
+            let (out, err) = (&mut io::stdout().lock(), &mut io::stderr());
+            match command {
+                JournalCommand::Show(args) => journal::show(&args.directory, out, err),
+                JournalCommand::Verify(args) => journal::verify(&args.directory, out, err),
+                JournalCommand::Rejected(args) => rejected::list(&args.directory, out, err),
+                JournalCommand::Replay(args) => rejected::replay(&args, out, err),
+            }
+        }
     }
-}
-
-fn not_built(command: &str) -> ExitCode {
-    eprintln!("tallyd: {command}: not built yet");
-    ExitCode::Internal
 }
 
 #[cfg(test)]
@@ -79,6 +83,8 @@ mod tests {
             "tallyd run extra",
             "tallyd journal",
             "tallyd journal show",
+            "tallyd journal replay",
+            "tallyd journal verify --socket s d",
             "tallyd demo --seconds 0",
         ] {
             assert_eq!(code(line), 64, "{line}");

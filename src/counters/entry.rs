@@ -13,6 +13,8 @@ pub(super) const USED: u8 = 4;
 pub(super) const WRONG_TYPE: u8 = 8;
 /// The store holds text that is no 64-bit integer.
 pub(super) const NOT_INTEGER: u8 = 16;
+/// The store has the key.
+pub(super) const STORED: u8 = 64;
 /// The slot holds a counter (a free one has none of these bits).
 pub(super) const TAKEN: u8 = 32;
 

@@ -9,7 +9,9 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-use super::entry::{EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, TAKEN, USED, WRONG_TYPE};
+use super::entry::{
+    EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE,
+};
 use super::huge::prefer_large_pages;
 use super::prefetch::prefetch;
 use super::{RecordError, Recorder};
@@ -80,6 +82,8 @@ pub enum Answer {
     /// Taken (an add) or looked up (a get), but the store's value is not known: only what is
     /// pending.
     Cold(i64),
+    /// A read of a key of which nothing is known, and nothing pending.
+    Unknown,
     /// A read of a key that neither the store nor this node has.
     Missing,
     /// Not taken: the store holds no counter there.
@@ -122,8 +126,10 @@ pub struct View {
     pub clock: u64,
     /// Whether `value` came from the store.
     pub known: bool,
-    /// Whether the key exists.
+    /// Whether the key exists, by the store or by what is pending.
     pub exists: bool,
+    /// Whether the store has it.
+    pub stored: bool,
     /// What the store holds instead of a counter.
     pub bad: Option<BadValue>,
 }
@@ -267,14 +273,15 @@ impl Table {
                 clock: entry.clock,
                 known: entry.has(KNOWN),
                 exists: entry.has(EXISTS),
+                stored: entry.has(STORED),
                 bad: bad_value(entry),
             }
         })
     }
 
     /// A delta of `amount` is in the store, which then had `value` at `clock`; or, with `None`,
-    /// was set aside for good and is no longer pending.
-    pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>) {
+    /// was set aside for good and is no longer pending. `open_epoch` is the recorder's.
+    pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>, open_epoch: u32) {
         let tag = self.tag(key);
         let mut at = self.find(key, tag);
         if at == NONE {
@@ -287,16 +294,18 @@ impl Table {
         }
         let entry = &mut self.entries[at as usize];
         entry.pending = entry.pending.wrapping_sub(amount);
-        if entry.pending == 0 {
+        if entry.pending == 0 && entry.epoch != open_epoch {
             // No add is on its way any more that would bring the key about, should it be deleted.
             entry.epoch = 0;
         }
+        // Not only a higher clock is news: a key that was evicted amid an epoch stands twice in its
+        // batch, and the second time tells the value after both.
         if let Some((value, clock)) = stored
-            && (clock > entry.clock || !entry.has(KNOWN))
+            && (clock >= entry.clock || !entry.has(KNOWN))
         {
             entry.value = value;
             entry.clock = clock;
-            entry.flags |= KNOWN | EXISTS;
+            entry.flags |= KNOWN | EXISTS | STORED;
             entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
         }
     }
@@ -351,7 +360,10 @@ impl Table {
         entry.value = value.unwrap_or(0);
         entry.clock = clock;
         entry.flags |= KNOWN;
-        entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS);
+        entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED);
+        if value.is_some() {
+            entry.flags |= STORED;
+        }
         if value.is_some() || entry.epoch != 0 || entry.pending != 0 {
             entry.flags |= EXISTS;
         }
@@ -571,7 +583,11 @@ fn get(entry: &mut Entry) -> Answer {
     }
     let view = entry.value.saturating_add(entry.pending);
     if !entry.has(KNOWN) {
-        Answer::Cold(view)
+        if entry.has(EXISTS) {
+            Answer::Cold(view)
+        } else {
+            Answer::Unknown
+        }
     } else if entry.has(EXISTS) {
         Answer::Value(view)
     } else {

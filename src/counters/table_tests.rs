@@ -99,6 +99,7 @@ struct Counter {
     pending: i64,
     known: bool,
     exists: bool,
+    stored: bool,
     /// An add may be on its way to the store.
     added: bool,
     bad: Option<BadValue>,
@@ -134,7 +135,8 @@ impl Counter {
         let view = self.value.saturating_add(self.pending);
         match (self.bad, self.known, self.exists) {
             (Some(bad), _, _) => Answer::Bad(bad),
-            (None, false, _) => Answer::Cold(view),
+            (None, false, true) => Answer::Cold(view),
+            (None, false, false) => Answer::Unknown,
             (None, true, true) => Answer::Value(view),
             (None, true, false) => Answer::Missing,
         }
@@ -147,6 +149,7 @@ impl Counter {
             clock: self.clock,
             known: self.known,
             exists: self.exists,
+            stored: self.stored,
             bad: self.bad,
         }
     }
@@ -283,23 +286,25 @@ impl Pair {
         let Some((key, amount)) = self.recorder.sealed.pop_front() else {
             return;
         };
-        self.table.settle(&key, amount, stored);
+        self.table.settle(&key, amount, stored, self.recorder.epoch);
         if amount == 0 && !self.model.contains_key(&key) {
             return;
         }
+        let open = self.recorder.open.iter().any(|(other, _)| *other == key);
         let counter = self.model.entry(key).or_insert_with(|| Counter {
             exists: true,
             ..Counter::default()
         });
         counter.pending = counter.pending.wrapping_sub(amount);
-        counter.added &= counter.pending != 0;
+        counter.added &= counter.pending != 0 || open;
         if let Some((value, clock)) = stored
-            && (clock > counter.clock || !counter.known)
+            && (clock >= counter.clock || !counter.known)
         {
             counter.value = value;
             counter.clock = clock;
             counter.known = true;
             counter.exists = true;
+            counter.stored = true;
             counter.bad = None;
         }
     }
@@ -338,6 +343,7 @@ impl Pair {
                     counter.clock = clock;
                     counter.known = true;
                     counter.bad = None;
+                    counter.stored = value.is_some();
                     counter.exists = value.is_some() || counter.added || counter.pending != 0;
                 }
             }
@@ -391,6 +397,8 @@ impl Pair {
                     ..Counter::default()
                 };
             }
+            // Given up after the clocks were forgotten, and asked for again: only this tells.
+            counter.stored &= !*evicts || view.is_some_and(|view| view.known || view.stored);
             assert_eq!(view, Some(counter.view()), "{key:?}");
             true
         });
@@ -539,7 +547,7 @@ fn a_key_is_refused_only_when_all_others_have_something_pending() {
         Answer::Full
     );
     assert_eq!(table.len(), 1000);
-    table.settle(b"last", 1, Some((1, 1)));
+    table.settle(b"last", 1, Some((1, 1)), u32::MAX);
     assert_eq!(
         apply_one(&mut table, Kind::Add, b"one too many", &mut recorder),
         Answer::Cold(1)
@@ -583,14 +591,14 @@ fn deltas_that_cancel_out_are_settled_one_by_one_also_after_an_eviction() {
     assert_eq!(add(&mut table, &mut recorder, -5), Answer::Cold(0));
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"other", &mut recorder),
-        Answer::Cold(0)
+        Answer::Unknown
     );
     assert_eq!(table.view(b"k"), None);
-    table.settle(b"k", 5, Some((105, 1)));
+    table.settle(b"k", 5, Some((105, 1)), u32::MAX);
     table.observe(b"k", Some(105), 1, Reach::Read);
     assert_eq!(add(&mut table, &mut recorder, 3), Answer::Value(103));
-    table.settle(b"k", -5, Some((100, 2)));
-    table.settle(b"k", 3, Some((103, 3)));
+    table.settle(b"k", -5, Some((100, 2)), u32::MAX);
+    table.settle(b"k", 3, Some((103, 3)), u32::MAX);
     let view = table.view(b"k").expect("it is there");
     assert_eq!((view.value, view.pending), (103, 0));
 }
@@ -606,7 +614,7 @@ fn a_key_that_the_store_has_lost_is_gone_once_nothing_is_pending() {
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),
         Answer::Value(1)
     );
-    table.settle(b"k", 1, Some((1, 2)));
+    table.settle(b"k", 1, Some((1, 2)), u32::MAX);
     table.observe(b"k", None, 3, Reach::Read);
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),

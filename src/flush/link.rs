@@ -71,6 +71,8 @@ pub enum ToCounters {
         /// In bytes.
         bytes_max: usize,
     },
+    /// All that was pending when this was asked for has been settled, by the messages before.
+    Flushed(oneshot::Sender<()>),
     /// A message of the channel of deltas, for local subscribers.
     Message(Bytes),
 }

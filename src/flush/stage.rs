@@ -20,11 +20,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
 use super::link::{Announcement, Closed, Settled, ToCounters};
 use super::resolve::{Known, Verdict, resolve};
+use crate::fail_point::fail_point;
 use crate::journal::rejected::{Rejected, RejectedFile};
 use crate::journal::{Directory, JournalError, Sealed, Writer};
 use crate::stats::Stats;
@@ -126,10 +127,14 @@ pub struct Flush<S: Store> {
     lane: Option<S::Lane>,
     /// What the lane's token names, once this run has signed it.
     token: Option<u64>,
+    /// When the store was last seen to have all that is `applied`.
+    confirmed: Option<Instant>,
     applied: u64,
     uncertain: bool,
     claimed: bool,
     ever_claimed: bool,
+    /// No former process has used a higher batch number.
+    numbered: u64,
     server: Option<String>,
     clock: u64,
     /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
@@ -167,6 +172,7 @@ impl<S: Store> Flush<S> {
             runs: parts.directory.runs().to_vec(),
             run: identity.run,
             ever_claimed: parts.directory.ever_claimed(),
+            numbered: parts.directory.numbered(),
             directory: Arc::new(Mutex::new(parts.directory)),
             rejected: parts.rejected,
             counters: parts.counters,
@@ -180,6 +186,7 @@ impl<S: Store> Flush<S> {
             standby: None,
             lane: None,
             token: None,
+            confirmed: None,
             applied: parts.applied,
             // A former process may have sent the next batch without living to see the reply.
             uncertain: true,
@@ -203,14 +210,14 @@ impl<S: Store> Flush<S> {
     /// May be dropped at any time; nothing acknowledged is lost or counted twice.
     pub async fn run(mut self) -> Result<(), FlushError> {
         self.adopt_rejected();
-        let mut tick = tokio::time::interval(self.config.interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = ticks(self.config.interval);
         self.gauge();
         loop {
             // What a former process left comes first; later rounds find the queue empty here.
             self.drain().await?;
             if self.arrivals.is_empty() && !self.stopping {
                 tokio::select! {
+                    biased;
                     command = self.commands.recv() => self.take(command),
                     () = self.seal_wanted.notified() => {}
                     _ = tick.tick() => {}
@@ -220,16 +227,13 @@ impl<S: Store> Flush<S> {
                 self.take(Some(command));
             }
             if tick.period() != self.config.interval {
-                tick = tokio::time::interval_at(
-                    tokio::time::Instant::now() + self.config.interval,
-                    self.config.interval,
-                );
-                tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                tick = ticks(self.config.interval);
             }
             let waiting = std::mem::take(&mut self.arrivals);
             let stopping = self.stopping;
             let sealed = self.seal().await?;
             self.drain().await?;
+            self.confirm().await?;
             self.release();
             if !sealed {
                 // The disk is full, or so: what is pending is safe, but not in the store.
@@ -238,8 +242,8 @@ impl<S: Store> Flush<S> {
                 continue;
             }
             for done in waiting {
-                // Whoever asked may have gone.
-                let _ = done.send(());
+                // Behind the messages that settle, so that whoever asked finds nothing pending.
+                self.tell(ToCounters::Flushed(done)).await?;
             }
             if stopping {
                 return Ok(());
@@ -302,6 +306,7 @@ impl<S: Store> Flush<S> {
                 return Ok(true);
             }
         };
+        fail_point("seal.closed");
         let sync = self.config.sync;
         // File I/O waits where it holds up no other stage.
         let sealed = tokio::task::spawn_blocking(move || {
@@ -315,6 +320,7 @@ impl<S: Store> Flush<S> {
         if let Err(error) = synced {
             error!(%error, "the journal cannot be synced: a power cut now may lose what is pending");
         }
+        fail_point("seal.done");
         self.stats.seals_total.add(1);
         self.stats.sealed_keys.add(u64::from(sealed.records()));
         self.queue.push_back(Arc::new(sealed));
@@ -367,6 +373,7 @@ impl<S: Store> Flush<S> {
             tokio::pin!(sleep);
             loop {
                 tokio::select! {
+                    biased;
                     command = self.commands.recv(), if !self.stopping => self.take(command),
                     () = &mut sleep => break,
                 }
@@ -408,6 +415,7 @@ impl<S: Store> Flush<S> {
             }
             match lane.claim(batch - 1).await {
                 Claim::Claimed => {
+                    fail_point("claim.done");
                     self.token = Some(batch - 1);
                     self.claimed = true;
                 }
@@ -420,6 +428,7 @@ impl<S: Store> Flush<S> {
         let sent: Vec<usize> = (0..deltas.len())
             .filter(|index| done.is_none_or(|d| !d.contains_key(index)))
             .collect();
+        fail_point("batch.ready");
         let outcome = if sent.len() == deltas.len() {
             lane.apply(batch, &deltas).await
         } else {
@@ -429,7 +438,9 @@ impl<S: Store> Flush<S> {
         match outcome {
             Outcome::Applied { values, clock } => {
                 self.stats.flushed_keys_total.add(sent.len() as u64);
+                fail_point("batch.answered");
                 self.token = Some(batch);
+                self.confirmed = Some(Instant::now());
                 self.recovered();
                 let again = self.sort_out(&segment, batch, &deltas, &sent, values).await;
                 if let Some(reason) = again {
@@ -476,10 +487,12 @@ impl<S: Store> Flush<S> {
         }
         self.token = None;
         if self.config.exactly_once {
+            // A former process may have got further than any segment that could be read.
             let sealed = self
                 .queue
                 .back()
-                .map_or(self.applied, |last| last.last_batch());
+                .map_or(self.applied, |last| last.last_batch())
+                .max(self.numbered);
             let known = Known {
                 applied: self.applied,
                 sealed,
@@ -524,7 +537,12 @@ impl<S: Store> Flush<S> {
             Verdict::Continue | Verdict::Conflict(_) => {}
             Verdict::Applied(upto) => {
                 while self.applied < upto {
-                    if let Err(pause) = self.read_back().await? {
+                    if self.queue.is_empty() {
+                        // What was numbered so was set aside as damaged.
+                        self.applied = upto;
+                        break;
+                    }
+                    if let Err(pause) = self.read_back(upto).await? {
                         return Ok(Err(pause));
                     }
                 }
@@ -559,13 +577,18 @@ impl<S: Store> Flush<S> {
         Ok(Ok(()))
     }
 
-    /// The batch after `applied` is in the store, its reply is not here: values and refusals are
-    /// read from the keys.
-    async fn read_back(&mut self) -> Result<Result<(), Pause>, FlushError> {
+    /// The batch after `applied`, which is not beyond `upto`, is in the store, its reply is not
+    /// here: values and refusals are read from the keys.
+    async fn read_back(&mut self, upto: u64) -> Result<Result<(), Pause>, FlushError> {
         let Some(segment) = self.queue.front().cloned() else {
             return Ok(Ok(())); // `resolve` allows nothing beyond what was sealed.
         };
         self.applied = self.applied.max(segment.first_batch() - 1);
+        if self.applied >= upto {
+            // The token names a batch of a segment that was set aside as damaged; this one was
+            // never sent.
+            return Ok(Ok(()));
+        }
         let batch = self.applied + 1;
         if batch > segment.last_batch() {
             self.finish().await?;
@@ -658,7 +681,7 @@ impl<S: Store> Flush<S> {
                 .await?;
             }
             if segment.first_batch() <= applied {
-                self.note_applied(&segment, to.max(segment.first_batch() - 1));
+                note_applied(&segment, to.max(segment.first_batch() - 1));
             }
         }
         self.gauge();
@@ -718,6 +741,7 @@ impl<S: Store> Flush<S> {
                 }
             }
         }
+        fail_point("reject.written");
         self.stats.rejected_total.add(lines.len() as u64);
         if let Some(first) = lines.first() {
             warn!(
@@ -761,7 +785,8 @@ impl<S: Store> Flush<S> {
         }
         self.applied = batch;
         self.clock = self.clock.max(clock);
-        self.note_applied(segment, batch);
+        note_applied(segment, batch);
+        fail_point("batch.noted");
         self.stats.batches_total.add(1);
         self.stats
             .sealed_keys
@@ -804,6 +829,42 @@ impl<S: Store> Flush<S> {
         self.budget().await
     }
 
+    /// Before a segment that is old enough is removed, the store must have been seen to have it:
+    /// a quiet node would otherwise not notice a fail-over until it is too late to replay.
+    async fn confirm(&mut self) -> Result<(), FlushError> {
+        let Some((since, _)) = self.retained.front() else {
+            return Ok(());
+        };
+        let due = *since + self.config.retain;
+        if !self.config.exactly_once || due > Instant::now() || self.confirmed >= Some(due) {
+            return Ok(());
+        }
+        if self.lane.is_none()
+            && let Err(pause) = self.connect().await?
+        {
+            self.complain(&pause);
+            return Ok(());
+        }
+        let Some(lane) = self.lane.as_mut() else {
+            return Ok(());
+        };
+        // Signing the token anew runs only if it is what it was.
+        let pause = match lane.claim(self.applied).await {
+            Claim::Claimed => {
+                self.token = Some(self.applied);
+                self.claimed = true;
+                self.confirmed = Some(Instant::now());
+                self.recovered();
+                return Ok(());
+            }
+            Claim::TokenMoved => Pause::None,
+            Claim::Failed(error) => Pause::Trouble(error),
+        };
+        self.complain(&pause);
+        let _ = self.drop_lane(pause);
+        Ok(())
+    }
+
     /// Removes retained segments that are old enough, or too many.
     fn release(&mut self) {
         let mut bytes: usize = self
@@ -812,7 +873,13 @@ impl<S: Store> Flush<S> {
             .map(|(_, segment)| segment.bytes())
             .sum();
         while let Some((since, segment)) = self.retained.front() {
-            if since.elapsed() < self.config.retain && bytes <= self.config.pending_bytes_max {
+            let due = *since + self.config.retain;
+            let may_go = if self.config.exactly_once {
+                self.confirmed >= Some(due)
+            } else {
+                due <= Instant::now()
+            };
+            if !may_go && bytes <= self.config.pending_bytes_max {
                 break;
             }
             bytes -= segment.bytes();
@@ -830,13 +897,7 @@ impl<S: Store> Flush<S> {
         if let Err(error) = segment.remove() {
             warn!(%error, "cannot remove {}", segment.path().display());
         }
-    }
-
-    fn note_applied(&self, segment: &Sealed, batch: u64) {
-        if let Err(error) = segment.set_applied(batch) {
-            // Only a hint: the token says the same.
-            warn!(%error, "cannot note progress in {}", segment.path().display());
-        }
+        fail_point("segment.removed");
     }
 
     async fn budget(&mut self) -> Result<(), FlushError> {
@@ -921,6 +982,13 @@ impl<S: Store> Flush<S> {
     }
 }
 
+fn note_applied(segment: &Sealed, batch: u64) {
+    if let Err(error) = segment.set_applied(batch) {
+        // Only a hint: the token says the same.
+        warn!(%error, "cannot note progress in {}", segment.path().display());
+    }
+}
+
 /// Whether a delta of a batch that was applied without a reply is in the value now there.
 fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64>, KeyError> {
     match value {
@@ -935,6 +1003,13 @@ fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64
         }
         Ok(value) => Ok(value),
     }
+}
+
+/// The first tick comes after one period, as what a former process left has been flushed by then.
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 fn unix_ms() -> u64 {

@@ -40,6 +40,7 @@ pub fn run(
         Command::Reset => {
             unsubscribe_all(core, session);
             session.reset();
+            session.client.name.borrow_mut().clear();
             encode::simple(out, "RESET");
             None
         }
@@ -102,15 +103,12 @@ pub fn run(
 }
 
 /// The error for a command that is not served.
-pub fn unknown(args: Args<'_>) -> String {
-    // Redis shows 128 bytes of the name and of the arguments.
-    let shown = |bytes: &[u8], limit: usize| {
-        String::from_utf8_lossy(&bytes[..bytes.len().min(limit)]).into_owned()
-    };
-    let mut text = format!(
-        "ERR unknown command '{}', with args beginning with: ",
-        shown(args.get(0), 128)
-    );
+pub fn unknown(args: Args<'_>) -> Vec<u8> {
+    // Redis shows 128 bytes of the name and of the arguments, as they are.
+    let shown = |bytes: &[u8], limit: usize| bytes[..bytes.len().min(limit)].to_vec();
+    let mut text = b"ERR unknown command '".to_vec();
+    text.extend(shown(args.get(0), 128));
+    text.extend(b"', with args beginning with: ");
     let mut room = 128_usize;
     for arg in args.from(1) {
         if room == 0 {
@@ -118,7 +116,9 @@ pub fn unknown(args: Args<'_>) -> String {
         }
         let arg = shown(arg, room);
         room = room.saturating_sub(arg.len() + 3);
-        text += &format!("'{arg}' ");
+        text.push(b'\'');
+        text.extend(arg);
+        text.extend(b"' ");
     }
     text
 }
@@ -171,7 +171,7 @@ fn hello(session: &mut Session, args: Args<'_>, out: &mut Out) -> Option<Next> {
             at += 2;
         } else {
             let option = String::from_utf8_lossy(option);
-            encode::error(out, &format!("ERR Syntax error in HELLO option '{option}'"));
+            encode::error(out, format!("ERR Syntax error in HELLO option '{option}'"));
             return None;
         }
     }
@@ -270,7 +270,7 @@ fn unknown_subcommand(command: &str, args: Args<'_>, out: &mut Out) {
     let sub = String::from_utf8_lossy(&sub[..sub.len().min(128)]);
     encode::error(
         out,
-        &format!("ERR unknown subcommand '{sub}'. Try {command} HELP."),
+        format!("ERR unknown subcommand '{sub}'. Try {command} HELP."),
     );
 }
 
@@ -315,7 +315,7 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
                 ok(out);
             } else {
                 let name = String::from_utf8_lossy(args.get(2)).into_owned();
-                encode::error(out, &format!("ERR Unrecognized option '{name}'"));
+                encode::error(out, format!("ERR Unrecognized option '{name}'"));
             }
         }
         (b"id", 2) => encode::integer(out, session.client.id as i64),
@@ -487,11 +487,10 @@ fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {
     if args.len() == 1 {
         return Some(Next::Flush(None));
     }
-    match parse_i64(args.get(1)).and_then(|ms| u64::try_from(ms).ok()) {
-        Some(ms) => Some(Next::Flush(Some(Duration::from_millis(ms)))),
-        None => {
-            encode::error(out, "ERR timeout is not an integer or out of range");
-            None
-        }
+    if let Some(ms) = parse_i64(args.get(1)).and_then(|ms| u64::try_from(ms).ok()) {
+        Some(Next::Flush(Some(Duration::from_millis(ms))))
+    } else {
+        encode::error(out, "ERR timeout is not an integer or out of range");
+        None
     }
 }

@@ -5,8 +5,9 @@
 //! memory, and a burst costs one `read` and one `write`.
 //!
 //! Invariants:
-//! 1. Nothing more is read while answers wait to be written: a client that does not read stops
-//!    being served, and costs one burst's answers at most.
+//! 1. A client may write a whole pipeline before it reads a reply, as many libraries do: reading
+//!    goes on while answers wait, up to [`UNWRITTEN_BYTES_MAX`]. Beyond that the client is not
+//!    served until it reads. All clients together hold [`CLIENT_BYTES_MAX`] at most.
 //! 2. With `journal.sync = "always"`, no answer to an increment is written before the journal is
 //!    on the disk.
 
@@ -27,6 +28,14 @@ use super::session::{Next, Session};
 use crate::flush::Command;
 use crate::wire::encode;
 
+/// Answers of one client that may wait to be read, in bytes.
+pub const UNWRITTEN_BYTES_MAX: usize = 32 << 20;
+/// What all clients together may hold in unread answers and unfinished commands, in bytes. Beyond
+/// it answers are written before more is read, and a large unfinished command ends its connection.
+pub const CLIENT_BYTES_MAX: usize = 256 << 20;
+/// What a client may always hold: one burst.
+const CLIENT_BYTES_MIN: usize = 64 << 10;
+
 /// See the module's documentation.
 pub struct Connection {
     core: Rc<Core>,
@@ -35,8 +44,11 @@ pub struct Connection {
     write: Rc<OwnedWriteHalf>,
     /// Input that is not done with.
     held: Vec<u8>,
-    /// Answers that are not written yet.
+    /// Answers that are not written yet, from `rest_at` on.
     rest: Vec<u8>,
+    rest_at: usize,
+    /// What this connection adds to `Core::client_bytes`.
+    noted_bytes: usize,
     /// What `journal.sync = "always"` must reach before `rest` is written.
     ticket: Option<u64>,
     inbox: Option<mpsc::Receiver<Frame>>,
@@ -55,6 +67,8 @@ impl Connection {
             write,
             held: Vec::new(),
             rest: Vec::new(),
+            rest_at: 0,
+            noted_bytes: 0,
             ticket: None,
             inbox: None,
         }
@@ -72,13 +86,14 @@ impl Connection {
         loop {
             let mut next = std::future::poll_fn(|cx| self.poll_burst(cx)).await?;
             loop {
-                if !self.rest.is_empty() {
+                self.note_bytes();
+                if self.ticket.is_some() || self.unwritten() >= self.unwritten_max() {
                     self.write_rest().await?;
                 }
                 match next {
                     Next::Read => break,
                     Next::More => {}
-                    Next::Close => return Ok(()),
+                    Next::Close => return self.write_rest().await,
                     Next::Cold => {
                         self.core.loads.wait(&self.session.cold_keys()).await;
                         let mut rest = std::mem::take(&mut self.rest);
@@ -86,25 +101,38 @@ impl Connection {
                         self.rest = rest;
                         self.after_answers();
                     }
-                    Next::Flush(limit) => self.flush(limit).await,
+                    Next::Flush(limit) => {
+                        // What was asked before should not wait for the store.
+                        self.write_rest().await?;
+                        self.flush(limit).await;
+                    }
                 }
                 next = self.burst_held();
             }
         }
     }
 
-    /// Waits for input, does what it says, and writes what can be written at once.
+    /// Writes what can be written, waits for input, and does what it says.
     fn poll_burst(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Next>> {
-        if let Some(inbox) = &mut self.inbox {
-            let mut news = false;
+        while self.unwritten() > 0 {
+            let stream: &UnixStream = (*self.write).as_ref();
+            match stream.poll_write_ready(cx)? {
+                Poll::Pending => break,
+                Poll::Ready(()) => self.try_write_rest()?,
+            }
+        }
+        if self.unwritten() >= self.unwritten_max() {
+            return Poll::Pending; // Woken when the client has read.
+        }
+        // A subscriber's messages wait in its bounded queue while it does not read.
+        if let Some(inbox) = self.inbox.as_mut().filter(|_| self.rest.is_empty()) {
             while let Poll::Ready(Some(frame)) = inbox.poll_recv(cx) {
                 self.rest.extend_from_slice(&frame);
-                news = true;
-                if self.rest.len() > 1 << 20 {
+                if self.rest.len() >= CLIENT_BYTES_MIN {
                     break;
                 }
             }
-            if news {
+            if !self.rest.is_empty() {
                 return Poll::Ready(Ok(Next::More));
             }
         }
@@ -118,7 +146,7 @@ impl Connection {
         }
         let mut replies = core.replies.borrow_mut();
         replies.clear();
-        let next = if self.held.is_empty() {
+        let mut next = if self.held.is_empty() {
             let (done, next) = self.session.burst(&core, new, &mut replies);
             self.held.extend_from_slice(&new[done..]);
             next
@@ -127,22 +155,47 @@ impl Connection {
             self.burst_into(&mut replies)
         };
         self.after_answers();
-        if self.ticket.is_some() {
-            self.rest.extend_from_slice(&replies);
-            return Poll::Ready(Ok(next));
+        if self.held.len() > CLIENT_BYTES_MIN && core.client_bytes.get() > CLIENT_BYTES_MAX {
+            core.stats.errors_total.add(1);
+            encode::error(
+                &mut replies,
+                format!("OOM unfinished commands of all clients hold {CLIENT_BYTES_MAX} bytes"),
+            );
+            next = Next::Close;
         }
-        if !replies.is_empty() {
-            let written = match self.write.try_write(&replies) {
+        let mut written = 0;
+        if !replies.is_empty() && self.ticket.is_none() && self.rest.is_empty() {
+            written = match self.write.try_write(&replies) {
                 Ok(written) => written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 Err(error) => return Poll::Ready(Err(error)),
             };
-            self.rest.extend_from_slice(&replies[written..]);
         }
+        self.rest.extend_from_slice(&replies[written..]);
         if replies.capacity() > 4 << 20 {
             *replies = Vec::new(); // One large answer is no reason to keep the memory.
         }
         Poll::Ready(Ok(next))
+    }
+
+    fn unwritten(&self) -> usize {
+        self.rest.len() - self.rest_at
+    }
+
+    fn unwritten_max(&self) -> usize {
+        if self.core.client_bytes.get() > CLIENT_BYTES_MAX {
+            CLIENT_BYTES_MIN
+        } else {
+            UNWRITTEN_BYTES_MAX
+        }
+    }
+
+    /// Keeps the sum over all connections current.
+    fn note_bytes(&mut self) {
+        let bytes = self.rest.len() + self.held.len();
+        let total = self.core.client_bytes.get() + bytes - self.noted_bytes;
+        self.core.client_bytes.set(total);
+        self.noted_bytes = bytes;
     }
 
     /// Goes on with the input that was left when something had to be waited for.
@@ -183,17 +236,28 @@ impl Connection {
             // is the honest one.
             return Err(io::Error::other(failure.to_string()));
         }
-        let mut written = 0;
-        while written < self.rest.len() {
+        while self.unwritten() > 0 {
             self.write.writable().await?;
-            match self.write.try_write(&self.rest[written..]) {
-                Ok(bytes) => written += bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+            self.try_write_rest()?;
         }
-        self.rest.clear();
-        self.rest.shrink_to(64 * 1024);
+        Ok(())
+    }
+
+    fn try_write_rest(&mut self) -> io::Result<()> {
+        match self.write.try_write(&self.rest[self.rest_at..]) {
+            Ok(bytes) => self.rest_at += bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        if self.unwritten() == 0 {
+            self.rest.clear();
+            self.rest.shrink_to(CLIENT_BYTES_MIN);
+            self.rest_at = 0;
+        } else if self.rest_at > self.rest.len() / 2 {
+            // Moved once for as many bytes as were written since.
+            self.rest.drain(..self.rest_at);
+            self.rest_at = 0;
+        }
         Ok(())
     }
 
@@ -222,7 +286,7 @@ impl Connection {
                     stats.epoch_keys.get(),
                     stats.store_error()
                 );
-                encode::error(&mut self.rest, &text);
+                encode::error(&mut self.rest, text);
             }
         }
     }
@@ -231,6 +295,9 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let id = self.session.client.id;
+        self.core
+            .client_bytes
+            .set(self.core.client_bytes.get() - self.noted_bytes);
         self.core.clients.remove(id);
         self.core.hub.borrow_mut().remove(id);
         self.core

@@ -16,7 +16,8 @@ use super::IngestConfig;
 use super::durable::Durable;
 use super::hub::Hub;
 use super::loads::Loads;
-use crate::counters::{BadValue, Op, Reach, Table};
+use crate::counters::{BadValue, Op, Reach, Recorder, Table};
+use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Settled, ToCounters};
 use crate::journal::Writer;
 use crate::stats::Stats;
@@ -45,6 +46,10 @@ pub struct Core {
     pub input: RefCell<Vec<u8>>,
     /// Replies of one burst, before they are written.
     pub replies: RefCell<Vec<u8>>,
+    /// What all clients hold in unread answers and unfinished commands, in bytes.
+    pub client_bytes: Cell<usize>,
+    /// Batches settled so far.
+    pub settles: Cell<u64>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// Clients that wait for values.
@@ -94,6 +99,8 @@ impl Core {
             }),
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
+            client_bytes: Cell::new(0),
+            settles: Cell::new(0),
             stats: parts.stats,
             loads: Loads::new(parts.wanted, load_timeout),
             durable: Durable::default(),
@@ -161,6 +168,7 @@ impl Core {
                     self.durable.also(writer.sync_handle());
                     next.begin(writer.next_first_batch());
                     *seal_asked = false;
+                    fail_point("epoch.closed");
                     Closed::Epoch(std::mem::replace(writer, next))
                 };
                 // If the flush stage is gone, the segment is dropped whole and recovered later.
@@ -172,14 +180,16 @@ impl Core {
                 settled,
                 clock,
             } => {
+                self.settles.set(self.settles.get() + 1);
+                let epoch = writer.epoch();
                 for (delta, settled) in segment.batch(batch).zip(settled.iter()) {
                     match settled {
                         Settled::Stored(value) => {
                             let stored = value.map(|value| (value, clock));
-                            table.settle(delta.key, delta.amount, stored);
+                            table.settle(delta.key, delta.amount, stored, epoch);
                         }
                         Settled::Rejected(error) => {
-                            table.settle(delta.key, delta.amount, None);
+                            table.settle(delta.key, delta.amount, None, epoch);
                             if let Some(bad) = bad_value(error) {
                                 table.observe_bad(delta.key, bad);
                             }
@@ -207,6 +217,10 @@ impl Core {
                 self.loads.arrived(&keys, reading.is_ok());
             }
             ToCounters::Budget { bytes_max } => writer.set_bytes_max(bytes_max),
+            ToCounters::Flushed(done) => {
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
             ToCounters::Message(text) => {
                 self.hub
                     .borrow_mut()

@@ -10,7 +10,7 @@
 //! - [`core`]: the counters' owner: table, open segment, messages from the stages
 //! - [`loads`]: clients that wait for a value of the store
 //! - [`durable`]: clients that wait for the disk
-//! - [`hub`]: subscribers
+//! - [`hub`]: who subscribes to what
 //! - [`report`]: `INFO`, `TALLY.STATS`
 
 pub mod commands;

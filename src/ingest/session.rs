@@ -66,6 +66,8 @@ pub enum ReplyMode {
 enum What {
     /// The beginning of an array of so many answers.
     Array(usize),
+    /// So many operations are answered by one array, with nothing for keys that hold no counter.
+    Values(usize),
     /// So many operations are answered by one count of the keys that exist.
     Count(usize),
     /// Bytes of `Session::raw`, to be sent as they are.
@@ -110,6 +112,8 @@ pub struct Session {
     raw: Vec<u8>,
     /// The input of a group that waits for values.
     cold_input: Vec<u8>,
+    /// How many batches had been settled when that group was applied.
+    cold_settles: u64,
 }
 
 impl Session {
@@ -129,6 +133,7 @@ impl Session {
             pieces: Vec::new(),
             raw: Vec::new(),
             cold_input: Vec::new(),
+            cold_settles: 0,
         }
     }
 
@@ -181,7 +186,7 @@ impl Session {
                         return (at, Next::Cold);
                     }
                     core.stats.errors_total.add(1);
-                    encode::error(out, &format!("ERR {error}"));
+                    encode::error(out, format!("ERR {error}"));
                     return (input.len(), Next::Close);
                 }
             };
@@ -207,11 +212,17 @@ impl Session {
         let input = std::mem::take(&mut self.cold_input);
         let mut state = core.state.borrow_mut();
         let super::core::State { table, writer, .. } = &mut *state;
-        // What this group added to a key after an operation is not part of its answer.
+        // Usually the value is the only thing that was missing: with what was pending right after an
+        // operation it is what Redis would have answered, a different number for every increment.
+        // After a flush in between the two can no longer be told apart, and the view of now, less
+        // what this group added later, is the answer.
+        let settled = self.cold_settles != core.settles.get();
         let mut later: HashMap<&[u8], i64> = HashMap::new();
         for op in self.ops.iter_mut().rev() {
-            let Answer::Cold(pending) = op.answer else {
-                continue;
+            let pending = match op.answer {
+                Answer::Cold(pending) => Some(pending),
+                Answer::Unknown => None,
+                _ => continue,
             };
             let key = op.key(&input);
             let Some(view) = table.view(key) else {
@@ -222,17 +233,14 @@ impl Session {
                 if op.kind == Kind::Get || table.take_back(key, op.amount, writer) {
                     op.answer = Answer::Bad(bad);
                 }
-            } else if view.known {
-                let now = view.value.saturating_add(view.pending);
-                op.answer = if view.exists || op.kind == Kind::Add {
-                    Answer::Value(now.wrapping_sub(*after))
+            } else if view.known && (pending.is_some() || view.stored) {
+                op.answer = Answer::Value(if settled {
+                    view.value.saturating_add(view.pending).wrapping_sub(*after)
                 } else {
-                    Answer::Missing
-                };
-            } else if op.kind == Kind::Get && !view.exists {
+                    view.value.saturating_add(pending.unwrap_or(0))
+                });
+            } else if pending.is_none() {
                 op.answer = Answer::Missing;
-            } else {
-                op.answer = Answer::Value(pending);
             }
             if op.kind == Kind::Add {
                 *after = after.wrapping_add(op.amount);
@@ -244,7 +252,7 @@ impl Session {
 
     /// The keys that the group waits for.
     pub fn cold_keys(&self) -> Vec<Bytes> {
-        let cold = |op: &&Op| matches!(op.answer, Answer::Cold(_));
+        let cold = |op: &&Op| matches!(op.answer, Answer::Cold(_) | Answer::Unknown);
         let mut keys: Vec<&[u8]> = self
             .ops
             .iter()
@@ -313,14 +321,16 @@ impl Session {
     }
 
     /// Whether the command exists and may be given now.
-    fn check(&self, core: &Core, args: Args<'_>) -> Result<&'static Spec, String> {
+    fn check(&self, core: &Core, args: Args<'_>) -> Result<&'static Spec, Vec<u8>> {
         let name = args.get(0);
         let spec = lookup(name).ok_or_else(|| commands::unknown(args))?;
         if !spec.takes(args.len()) {
-            return Err(format!(
-                "ERR wrong number of arguments for '{}' command",
-                spec.name
-            ));
+            let wrong = format!("wrong number of arguments for '{}' command", spec.name);
+            return Err(if spec.command == Command::Exec {
+                format!("EXECABORT Transaction discarded because of: {wrong}").into_bytes()
+            } else {
+                format!("ERR {wrong}").into_bytes()
+            });
         }
         if self.subscriptions > 0
             && self.version == Version::Resp2
@@ -338,7 +348,8 @@ impl Session {
             return Err(format!(
                 "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
                 spec.name
-            ));
+            )
+            .into_bytes());
         }
         if spec.keys.0 > 0 {
             let last = if spec.keys.1 < 0 { args.len() } else { 2 };
@@ -348,17 +359,21 @@ impl Session {
                         "ERR the key has {} bytes and limits.max_key_bytes is {}",
                         key.len(),
                         core.config.key_bytes_max
-                    ));
+                    )
+                    .into_bytes());
                 }
                 if key.starts_with(RESERVED) {
-                    return Err("ERR keys that begin with 'tallyd:' are reserved".to_owned());
+                    return Err(b"ERR keys that begin with 'tallyd:' are reserved".to_vec());
                 }
             }
         }
         Ok(spec)
     }
 
-    fn refuse(&mut self, core: &Core, text: &str) {
+    fn refuse(&mut self, core: &Core, text: impl AsRef<[u8]>) {
+        if text.as_ref().starts_with(b"EXECABORT") {
+            self.transaction = None; // `EXEC` ends it, whatever else is wrong.
+        }
         if let Some(transaction) = &mut self.transaction {
             transaction.refused = true;
         }
@@ -406,12 +421,17 @@ impl Session {
                         start..bytes.len()
                     })
                     .collect();
+                // Operations of this command are ranges of `bytes`: they are a group of their own,
+                // and what came before was answered. Without any, its answer stays behind the group
+                // that is gathering.
+                let gathered = self.ops.len();
                 let next = self.gather(core, spec, Args::new(&bytes, &ranges), &ranges);
-                if next.is_none() && self.ops.is_empty() {
-                    return None; // Its answer stays behind the group that is gathering.
+                if self.ops.len() > gathered {
+                    return (self.finish_group(core, &bytes, out) == Next::Cold)
+                        .then_some(Next::Cold);
                 }
-                if self.finish_group(core, &bytes, out) == Next::Cold {
-                    return Some(Next::Cold);
+                if next.is_some() {
+                    self.answer_group(core, out);
                 }
                 next
             }
@@ -438,7 +458,7 @@ impl Session {
             (Ok(None), Command::Mget | Command::Exists) => {
                 let keys = &ranges[1..];
                 self.push_piece(if spec.command == Command::Mget {
-                    What::Array(keys.len())
+                    What::Values(keys.len())
                 } else {
                     What::Count(keys.len())
                 });
@@ -467,11 +487,11 @@ impl Session {
         let next = run(self, &mut raw);
         core.stats.commands_total.add(1);
         // `CLIENT REPLY` is answered as the mode that it leaves says.
-        let quiet = self.reply != ReplyMode::On || before == ReplyMode::SkipNext;
-        if before == ReplyMode::SkipNext && self.reply == ReplyMode::SkipNext {
+        let skipped = before == ReplyMode::SkipNext && self.reply == ReplyMode::SkipNext;
+        if skipped {
             self.reply = ReplyMode::On;
         }
-        if quiet {
+        if skipped || self.reply != ReplyMode::On {
             raw.truncate(start);
         }
         let end = raw.len();
@@ -590,7 +610,7 @@ impl Session {
         let mut cold = false;
         let mut bad = false;
         for op in &self.ops {
-            cold |= matches!(op.answer, Answer::Cold(_)) && !op.quiet;
+            cold |= matches!(op.answer, Answer::Cold(_) | Answer::Unknown) && !op.quiet;
             bad |= matches!(op.answer, Answer::Bad(_));
         }
         if bad {
@@ -608,6 +628,7 @@ impl Session {
         if cold {
             self.cold_input.clear();
             self.cold_input.extend_from_slice(input);
+            self.cold_settles = core.settles.get();
         }
         cold
     }
@@ -619,7 +640,7 @@ impl Session {
         for op in &self.ops {
             match op.answer {
                 Answer::Value(_) | Answer::Cold(_) => taken += u64::from(op.kind == Kind::Add),
-                Answer::Missing => {}
+                Answer::Missing | Answer::Unknown => {}
                 _ => errors += 1,
             }
         }
@@ -647,6 +668,16 @@ impl Session {
                 match piece.what {
                     What::Array(len) => encode::array(out, len),
                     What::Raw { start, end } => out.extend_from_slice(&self.raw[start..end]),
+                    What::Values(keys) => {
+                        encode::array(out, keys);
+                        for op in &self.ops[at..at + keys] {
+                            match op.answer {
+                                Answer::Bad(_) => encode::null(out, self.version),
+                                _ => answer(op, self.version, out),
+                            }
+                        }
+                        at += keys;
+                    }
                     What::Count(keys) => {
                         let exist = self.ops[at..at + keys].iter().filter(|op| exists(op));
                         encode::integer(out, exist.count() as i64);
@@ -716,33 +747,29 @@ fn needs_all_answered(command: Command) -> bool {
 }
 
 fn exists(op: &Op) -> bool {
-    match op.answer {
-        Answer::Value(_) | Answer::Bad(_) => true,
-        // As for `GET`.
-        Answer::Cold(value) => value != 0,
-        _ => false,
-    }
+    matches!(
+        op.answer,
+        Answer::Value(_) | Answer::Cold(_) | Answer::Bad(_)
+    )
 }
 
 #[inline]
 fn answer(op: &Op, version: Version, out: &mut Out) {
     match (op.kind, op.answer) {
         (Kind::Add, Answer::Value(value) | Answer::Cold(value)) => encode::integer(out, value),
-        (Kind::Get, Answer::Value(value)) => encode::bulk_integer(out, value),
-        // Nothing but what is pending is known: a key without that is, as far as known, not there.
-        (Kind::Get, Answer::Cold(value)) if value != 0 => encode::bulk_integer(out, value),
-        (_, Answer::Missing | Answer::Cold(_)) => encode::null(out, version),
+        (Kind::Get, Answer::Value(value) | Answer::Cold(value)) => encode::bulk_integer(out, value),
+        (_, Answer::Missing | Answer::Unknown) => encode::null(out, version),
         (_, Answer::Bad(BadValue::WrongType)) => {
-            encode::error(out, &KeyError::WrongType.to_string())
+            encode::error(out, KeyError::WrongType.to_string());
         }
         (_, Answer::Bad(BadValue::NotInteger)) => {
-            encode::error(out, &KeyError::NotInteger.to_string());
+            encode::error(out, KeyError::NotInteger.to_string());
         }
-        (_, Answer::Overflow) => encode::error(out, &KeyError::Overflow.to_string()),
+        (_, Answer::Overflow) => encode::error(out, KeyError::Overflow.to_string()),
         (_, Answer::Full) => encode::error(
             out,
             "OOM limits.max_view_bytes is reached, and every key in memory has deltas pending",
         ),
-        (_, Answer::Record(error)) => encode::error(out, &error.to_string()),
+        (_, Answer::Record(error)) => encode::error(out, error.to_string()),
     }
 }

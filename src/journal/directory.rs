@@ -22,9 +22,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use super::examine::{ExamineError, Examined, examine};
+use super::examine::{ExamineError, Examined, Expected, examine};
 use super::format::{Header, HeaderError, RECORDS_AT};
+use super::plan::{Fate, Found, plan};
 use super::segment::{Sealed, SealedParts, Writer, map_read};
+use crate::fail_point::fail_point;
 use crate::store::{Identity, NodeId, RunId};
 
 /// So many runs are remembered: a store that was rolled back may carry the token of an older one.
@@ -102,6 +104,8 @@ pub struct Directory {
     runs: Vec<RunId>,
     ever_claimed: bool,
     next_segment: u64,
+    /// Every batch number that a former process may have used is at most this.
+    numbered: u64,
     batch_keys: u32,
     _lock: File,
 }
@@ -132,8 +136,26 @@ impl Directory {
         let segments = path.join("segments");
         fs::create_dir_all(&segments).map_err(io_error(&segments, "create"))?;
         let lock = lock(path)?;
-        let (node, mut runs, ever_claimed) =
-            read_node(path)?.unwrap_or_else(|| (NodeId(random()), Vec::new(), false));
+        let known = match read_node(path)? {
+            Some(known) => known,
+            None if segment_files(path)?.is_empty() => NodeFacts {
+                node: NodeId(random()),
+                runs: Vec::new(),
+                claimed: false,
+            },
+            // A new id would make orphans of them.
+            None => {
+                return Err(JournalError::Node {
+                    path: path.join("node.json"),
+                    reason: "it is missing, and there are segments".to_owned(),
+                });
+            }
+        };
+        let NodeFacts {
+            node,
+            mut runs,
+            claimed,
+        } = known;
         let run = RunId(random() as u64);
         runs.push(run);
         runs.drain(..runs.len().saturating_sub(RUNS_MAX));
@@ -141,16 +163,22 @@ impl Directory {
             path: path.to_owned(),
             identity: Identity { node, run },
             runs,
-            ever_claimed,
+            ever_claimed: claimed,
             next_segment: 1,
+            numbered: 0,
             batch_keys,
             _lock: lock,
         };
         let (recovery, unneeded) = directory.recover()?;
+        directory.numbered = recovery.next_batch - 1;
+        fail_point("recover.adopted");
         // On disk before a segment or a token can carry them.
         directory.write_node()?;
+        fail_point("recover.named");
         let mut open = directory.create_segment(bytes_max)?;
+        fail_point("recover.created");
         open.begin(recovery.next_batch);
+        fail_point("recover.begun");
         // Only now: these may have been the last to carry the batch number on.
         for path in unneeded {
             fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
@@ -176,6 +204,11 @@ impl Directory {
     /// Whether a token of this node may be in the store.
     pub fn ever_claimed(&self) -> bool {
         self.ever_claimed
+    }
+
+    /// Every batch number that a former process may have used is at most this.
+    pub fn numbered(&self) -> u64 {
+        self.numbered
     }
 
     /// Notes, durably, that a token of this node is about to be written to the store: from now on
@@ -204,6 +237,7 @@ impl Directory {
         let writer = Writer::create(path.clone(), header, bytes_max)
             .map_err(io_error(&path, "create and preallocate"))?;
         self.next_segment += 1;
+        fail_point("segment.created");
         Ok(writer)
     }
 
@@ -217,54 +251,68 @@ impl Directory {
     }
 
     fn recover(&mut self) -> Result<(Recovery, Vec<PathBuf>), JournalError> {
+        let node = self.identity.node;
+        let files = segment_files(&self.path)?;
+        // A number that is in damaged/ is never given again: it salts the checks.
+        let last = damaged_files(&self.path)?
+            .iter()
+            .filter_map(|path| path.file_stem()?.to_str()?.split('.').next()?.parse().ok())
+            .chain(files.iter().map(|(number, _)| *number))
+            .max();
+        self.next_segment = last.unwrap_or(0) + 1;
+        let found: Vec<Found> = files
+            .iter()
+            .map(|(number, path)| Found {
+                number: *number,
+                examined: examine(
+                    path,
+                    Expected {
+                        node,
+                        number: *number,
+                        batch_keys: self.batch_keys,
+                    },
+                ),
+            })
+            .collect();
+        let plan = plan(&found, node, self.ever_claimed, unix_ms());
+        // Before anything is touched.
+        for ((found, fate), (_, path)) in found.iter().zip(&plan.fates).zip(&files) {
+            if *fate == Fate::Refuse {
+                return Err(refusal(found, path, node));
+            }
+        }
         let mut recovery = Recovery {
             segments: Vec::new(),
-            next_batch: 1,
-            applied: 0,
+            next_batch: plan.next_batch,
+            applied: plan.applied,
             damage: Vec::new(),
         };
         let mut unneeded = Vec::new();
-        for (number, path) in segment_files(&self.path)? {
-            self.next_segment = self.next_segment.max(number + 1);
-            let found = match examine(&path) {
-                Ok(found) => found,
-                Err(ExamineError::Header(source @ HeaderError::Format(_))) => {
-                    return Err(JournalError::Newer { path, source });
-                }
-                Err(error) => {
-                    self.set_aside(&path, &error.to_string(), false, &mut recovery.damage)?;
-                    continue;
-                }
-            };
-            if found.header.node != self.identity.node {
-                let (found, own) = (found.header.node, self.identity.node);
-                return Err(JournalError::Foreign { path, found, own });
-            }
-            if found.records == 0 && found.damage.is_empty() {
-                // The standby, or an epoch in which nothing happened: only its number matters.
-                if let Some(first) = found.first_batch {
-                    recovery.next_batch = recovery.next_batch.max(first);
-                    if recovery.segments.is_empty() {
-                        recovery.applied = recovery.applied.max(first - 1);
+        for ((found, fate), (_, path)) in found.into_iter().zip(plan.fates).zip(files) {
+            match (fate, found.examined) {
+                (Fate::Use { first_batch }, Ok(found)) => {
+                    if !found.damage.is_empty() {
+                        let words = found.damage.join("; ");
+                        self.set_aside(&path, &words, true, &mut recovery.damage)?;
                     }
+                    recovery.segments.push(adopt(&path, found, first_batch)?);
                 }
-                unneeded.push(path);
-                continue;
-            }
-            if !found.damage.is_empty() {
-                let words = found.damage.join("; ");
-                self.set_aside(&path, &words, !found.unusable, &mut recovery.damage)?;
-                if found.unusable {
-                    continue;
+                (Fate::SetAside(reason), _) => {
+                    self.set_aside(&path, &reason, false, &mut recovery.damage)?;
                 }
+                // It tells no number. Gone before a later one is opened, which would make it suspect.
+                (Fate::Remove, Err(ExamineError::Blank)) => {
+                    fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
+                }
+                _ => unneeded.push(path),
             }
-            let sealed = adopt(&path, found, recovery.next_batch)?;
-            if recovery.segments.is_empty() {
-                recovery.applied = recovery.applied.max(sealed.first_batch() - 1);
-            }
-            recovery.applied = recovery.applied.max(sealed.applied());
-            recovery.next_batch = sealed.last_batch() + 1;
-            recovery.segments.push(sealed);
+        }
+        if plan.numbers_lost {
+            recovery.damage.push(format!(
+                "{}: nothing tells the number of the last batch; new ones begin at {}",
+                self.path.join("segments").display(),
+                recovery.next_batch
+            ));
         }
         Ok((recovery, unneeded))
     }
@@ -282,16 +330,33 @@ impl Directory {
         fs::create_dir_all(&to).map_err(io_error(&to, "create"))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let kind = if copy { "partly" } else { "whole" };
-        let to = to.join(format!("{stem}.{kind}.seg"));
+        let mut target = to.join(format!("{stem}.{kind}.seg"));
+        if !copy {
+            // A number comes here twice only if somebody copied files around. Keep all of them.
+            let mut more = 2..;
+            while target.exists()
+                && let Some(nth) = more.next()
+            {
+                target = to.join(format!("{stem}.{kind}-{nth}.seg"));
+            }
+        }
         damage.push(format!(
             "{}: {reason}; kept as {}",
             path.display(),
-            to.display()
+            target.display()
         ));
         if !copy {
-            fs::rename(path, &to).map_err(io_error(path, "move to damaged/"))?;
-        } else if !to.exists() {
-            fs::copy(path, &to).map_err(io_error(path, "copy to damaged/"))?;
+            fs::rename(path, &target).map_err(io_error(path, "move to damaged/"))?;
+        } else if !target.exists() {
+            // Under its name only when it is whole, and durable before the file is mended.
+            let partial = to.join(format!("{stem}.{kind}.new"));
+            let keep = || {
+                fs::copy(path, &partial)?;
+                File::open(&partial)?.sync_all()?;
+                fs::rename(&partial, &target)?;
+                sync_dir(&to)
+            };
+            keep().map_err(io_error(path, "copy to damaged/"))?;
         }
         Ok(())
     }
@@ -310,6 +375,7 @@ impl Directory {
         let write = || {
             fs::write(&new, &text)?;
             File::open(&new)?.sync_all()?;
+            fail_point("node.written");
             fs::rename(&new, &path)?;
             sync_dir(&self.path)
         };
@@ -343,20 +409,65 @@ fn segment_path(state_dir: &Path, number: u64) -> PathBuf {
     state_dir.join("segments").join(format!("{number:016}.seg"))
 }
 
-/// Turns what was found into a sealed segment, sealing it if its process could not.
-fn adopt(path: &Path, found: Examined, next_batch: u64) -> Result<Sealed, JournalError> {
-    let first_batch = found.first_batch.unwrap_or(next_batch);
+/// Why a directory with this file in it is not opened.
+fn refusal(found: &Found, path: &Path, own: NodeId) -> JournalError {
+    let path = path.to_owned();
+    match &found.examined {
+        Ok(examined) => JournalError::Foreign {
+            path,
+            found: examined.header.node,
+            own,
+        },
+        Err(ExamineError::Header(source)) => JournalError::Newer {
+            path,
+            source: source.clone(),
+        },
+        Err(ExamineError::Io(source)) => JournalError::Io {
+            path,
+            action: "read",
+            source: match source.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => source.kind().into(),
+            },
+        },
+        Err(ExamineError::Blank) => unreachable!("a blank segment is removed"),
+    }
+}
+
+/// Files in `damaged/`.
+///
+/// # Errors
+/// What the file system says.
+pub fn damaged_files(state_dir: &Path) -> Result<Vec<PathBuf>, JournalError> {
+    let path = state_dir.join("damaged");
+    let entries = match fs::read_dir(&path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error(&path, "list")(error)),
+    };
+    let files: Result<Vec<_>, _> = entries.map(|entry| Ok(entry?.path())).collect();
+    let mut files = files.map_err(io_error(&path, "list"))?;
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Turns what was found into a sealed segment, sealing it if its process could not, and mending what
+/// can be mended: its records stay where they are.
+fn adopt(path: &Path, found: Examined, first_batch: u64) -> Result<Sealed, JournalError> {
+    let last_batch = found.last_batch(first_batch);
+    let applied = found.applied.unwrap_or(0);
     let parts = SealedParts {
         header: found.header,
         first_batch,
-        applied: found.applied.unwrap_or(first_batch - 1),
+        applied: applied.clamp(first_batch - 1, last_batch),
         end: found.end,
-        records: found.records,
+        // So many were sealed, however many are sound: a second look still sees the difference.
+        records: found.records_sealed.unwrap_or(found.records.into()) as u32,
         batch_starts: found.batch_starts,
     };
     let adopt = || {
         let file = File::options().read(true).write(true).open(path)?;
-        if found.sealed {
+        if found.sealed && found.damage.is_empty() {
             let bytes = file.metadata()?.len() as usize;
             let map = map_read(&file, bytes.max(RECORDS_AT))?;
             return Ok(Sealed::from_parts(file, path.to_owned(), map, parts));
@@ -383,7 +494,22 @@ fn lock(state_dir: &Path) -> Result<File, JournalError> {
     }
 }
 
-fn read_node(state_dir: &Path) -> Result<Option<(NodeId, Vec<RunId>, bool)>, JournalError> {
+/// What `node.json` tells.
+#[derive(Debug, Clone)]
+pub struct NodeFacts {
+    /// Whose directory it is.
+    pub node: NodeId,
+    /// Every run known to have written here.
+    pub runs: Vec<RunId>,
+    /// Whether a token of this node may be in the store.
+    pub claimed: bool,
+}
+
+/// Reads `node.json`; `None`: there is none.
+///
+/// # Errors
+/// [`JournalError::Io`] or [`JournalError::Node`].
+pub fn read_node(state_dir: &Path) -> Result<Option<NodeFacts>, JournalError> {
     let path = state_dir.join("node.json");
     let text = match fs::read(&path) {
         Ok(text) => text,
@@ -411,7 +537,11 @@ fn read_node(state_dir: &Path) -> Result<Option<(NodeId, Vec<RunId>, bool)>, Jou
                 .map_err(|e| bad(format!("runs: {e}")))
         })
         .collect();
-    Ok(Some((NodeId(node), runs?, file.claimed)))
+    Ok(Some(NodeFacts {
+        node: NodeId(node),
+        runs: runs?,
+        claimed: file.claimed,
+    }))
 }
 
 fn random() -> u128 {

@@ -16,6 +16,7 @@
 //! 80    cell end              where the records end, from the file's beginning
 //! 96    cell sealed           1 + number of records; 0 while open
 //! 112   cell applied          number of the last batch known to be in the store
+//! 2048  cell first batch      once more, in another sector: nothing else tells this number
 //! 4096  records
 //! end   u32 × batches         sealed only: where each batch begins
 //!       u64  check            XXH3-64 of the table above, seeded with the segment's salt
@@ -44,6 +45,8 @@ use crate::store::NodeId;
 pub const MAGIC: &[u8; 8] = b"TALLYSEG";
 /// The only format there is.
 pub const FORMAT: u32 = 1;
+/// Bytes of a header with its check.
+pub const HEADER_BYTES: usize = 56;
 /// Where records begin.
 pub const RECORDS_AT: usize = 4096;
 /// Bytes of a record before its key.
@@ -59,6 +62,12 @@ pub const END_AT: usize = 80;
 pub const SEALED_AT: usize = 96;
 /// See [`FIRST_BATCH_AT`].
 pub const APPLIED_AT: usize = 112;
+/// See [`FIRST_BATCH_AT`]: its copy.
+pub const FIRST_BATCH_COPY_AT: usize = 2048;
+
+/// No key is longer (`limits.max_key_bytes` has the same bound): a damaged length is refused
+/// before that many bytes are hashed, so reading any file takes time linear in its size.
+pub const KEY_BYTES_MAX: usize = 65_535;
 
 /// The part of the header that never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +98,8 @@ pub enum HeaderError {
 
 impl Header {
     /// The header's bytes with its check.
-    pub fn encode(&self) -> [u8; 56] {
-        let mut bytes = [0; 56];
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.batch_keys.to_le_bytes());
@@ -107,15 +116,20 @@ impl Header {
     /// # Errors
     /// See [`HeaderError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
-        if bytes.len() < RECORDS_AT || bytes[..8] != *MAGIC {
+        if bytes.len() < HEADER_BYTES || bytes[..8] != *MAGIC {
             return Err(HeaderError::NotASegment);
         }
-        // A newer format may place its check elsewhere, so its number is looked at first.
+        // A newer format may place its check elsewhere, so its number is looked at first. But a
+        // header that is sound with our number in it is ours, with the number damaged.
         let format = u32_at(bytes, 8);
-        if format > FORMAT {
+        let mut ours = [0; 48];
+        ours.copy_from_slice(&bytes[..48]);
+        ours[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        let check = u64_at(bytes, 48);
+        if format > FORMAT && check != xxh3_64(&ours) {
             return Err(HeaderError::Format(format));
         }
-        if u64_at(bytes, 48) != xxh3_64(&bytes[..48]) || format != FORMAT {
+        if format != FORMAT || check != xxh3_64(&bytes[..48]) {
             return Err(HeaderError::Check);
         }
         let mut node = [0; 16];
@@ -126,6 +140,30 @@ impl Header {
             batch_keys: u32_at(bytes, 12).max(1),
             created_ms: u64_at(bytes, 40),
         })
+    }
+
+    /// Rebuilds a damaged header from what is known without it: the node and the number, which
+    /// the file's name tells. `true`: the check of the damaged header confirms every field, so that
+    /// the damage lies elsewhere in it.
+    ///
+    /// The result is a guess until something in the segment passes a check with its salt.
+    pub fn rebuild(bytes: &[u8], node: NodeId, number: u64, batch_keys: u32) -> (Self, bool) {
+        let mut stored = [0; HEADER_BYTES];
+        let there = bytes.len().min(HEADER_BYTES);
+        stored[..there].copy_from_slice(&bytes[..there]);
+        let guess = |batch_keys| Header {
+            node,
+            number,
+            batch_keys,
+            created_ms: u64_at(&stored, 40),
+        };
+        for batch_keys in [u32_at(&stored, 12), batch_keys] {
+            let header = guess(batch_keys);
+            if batch_keys > 0 && u64_at(&header.encode(), 48) == u64_at(&stored, 48) {
+                return (header, true);
+            }
+        }
+        (guess(batch_keys.max(1)), false)
     }
 
     /// What seeds every check in this segment.
@@ -192,7 +230,10 @@ pub fn record(bytes: &[u8], at: usize, end: usize, salt: u64) -> Option<Record<'
         return None;
     }
     let key_len = u32_at(bytes, at + 16) as usize;
-    let next = at.checked_add(record_bytes(key_len))?;
+    if key_len > KEY_BYTES_MAX {
+        return None;
+    }
+    let next = at + record_bytes(key_len);
     if next > end {
         return None;
     }

@@ -4,18 +4,23 @@
 //! updated in place through a memory map. It costs no system call an increment and grows with
 //! distinct keys, not with traffic. A sealed segment *is* the list of batches to send.
 //!
-//! - [`format`]: the bytes
+//! - [`mod@format`]: the bytes
 //! - [`segment`]: the open segment and the sealed ones
 //! - [`examine`]: a file as it lies on the disk, sound or not
+//! - [`plan`]: what recovery does with each file
 //! - [`directory`]: the state directory: lock, node id, recovery
 //! - [`rejected`]: deltas that the store refused for good
 
 pub mod directory;
 pub mod examine;
 pub mod format;
+pub mod plan;
 pub mod rejected;
 pub mod segment;
 mod store16;
 
 pub use directory::{Directory, JournalError, Recovery};
 pub use segment::{Sealed, SyncHandle, Writer};
+
+#[cfg(test)]
+mod tests;

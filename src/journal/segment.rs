@@ -22,11 +22,13 @@ use rustix::fs::{FallocateFlags, fallocate};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::format::{
-    self, APPLIED_AT, DELTA_FACTOR, END_AT, FIRST_BATCH_AT, Header, RECORD_HEAD, RECORDS_AT,
-    SEALED_AT, cell_check, record_bytes, record_check, record_seed,
+    self, APPLIED_AT, DELTA_FACTOR, END_AT, FIRST_BATCH_AT, FIRST_BATCH_COPY_AT, HEADER_BYTES,
+    Header, KEY_BYTES_MAX, RECORD_HEAD, RECORDS_AT, SEALED_AT, cell_check, record_bytes,
+    record_check, record_seed,
 };
 use super::store16::store16;
 use crate::counters::{RecordError, Recorder, prefetch};
+use crate::fail_point::fail_point;
 use crate::store::Delta;
 
 /// A new segment's size in bytes: room for some 30,000 short keys before it first grows.
@@ -45,6 +47,8 @@ pub struct Writer {
     bytes_max: usize,
     records: u32,
     batch_starts: Vec<u32>,
+    /// Of a segment taken up again: what its `applied` cell told.
+    applied: u64,
 }
 
 impl Writer {
@@ -64,7 +68,7 @@ impl Writer {
         })();
         match made {
             Ok(mut map) => {
-                map[..56].copy_from_slice(&header.encode());
+                map[..HEADER_BYTES].copy_from_slice(&header.encode());
                 Ok(Writer {
                     file: Arc::new(file),
                     path,
@@ -76,6 +80,7 @@ impl Writer {
                     bytes_max,
                     records: 0,
                     batch_starts: Vec::new(),
+                    applied: 0,
                 })
             }
             Err(error) => {
@@ -86,7 +91,8 @@ impl Writer {
         }
     }
 
-    /// Takes up a segment that a process left open, to seal it.
+    /// Takes up a segment that a process left open, or that was damaged, to seal it. Header and
+    /// cells are written anew.
     pub(super) fn reopen(file: File, path: PathBuf, parts: SealedParts) -> io::Result<Self> {
         let needed = parts.end + table_bytes(parts.batch_starts.len());
         let bytes = (file.metadata()?.len() as usize)
@@ -104,7 +110,14 @@ impl Writer {
             bytes_max: 0,
             records: parts.records,
             batch_starts: parts.batch_starts,
+            applied: parts.applied,
         };
+        writer.map[..HEADER_BYTES].copy_from_slice(&parts.header.encode());
+        if parts.applied >= parts.first_batch {
+            writer.cell(APPLIED_AT, parts.applied);
+        } else {
+            store16(&mut writer.map, APPLIED_AT, 0, 0);
+        }
         writer.begin(parts.first_batch);
         Ok(writer)
     }
@@ -112,6 +125,7 @@ impl Writer {
     /// Makes this the open segment: from here on it takes records.
     pub fn begin(&mut self, first_batch: u64) {
         self.first_batch = first_batch;
+        self.cell(FIRST_BATCH_COPY_AT, first_batch);
         self.cell(FIRST_BATCH_AT, first_batch);
         self.cell(END_AT, self.end as u64);
     }
@@ -156,12 +170,14 @@ impl Writer {
         let end = self.end;
         // `append` kept the room.
         self.map[end..end + table.len()].copy_from_slice(&table);
+        fail_point("seal.table");
         fence(Ordering::Release);
         self.cell(SEALED_AT, 1 + u64::from(self.records));
         let bytes = (end + table.len()).next_multiple_of(4096);
         // The map is given up before the shortened file is mapped anew: nothing may touch the cut.
         drop(self.map);
         let map = map_read(&self.file, bytes)?;
+        fail_point("seal.marked");
         rustix::fs::ftruncate(&*self.file, bytes as u64)?;
         Ok(Sealed {
             file: self.file,
@@ -170,7 +186,7 @@ impl Writer {
             header: self.header,
             salt: self.salt,
             first_batch: self.first_batch,
-            applied: AtomicU64::new(self.first_batch - 1),
+            applied: AtomicU64::new(self.applied.max(self.first_batch - 1)),
             end,
             records: self.records,
             batch_starts: self.batch_starts,
@@ -211,6 +227,7 @@ impl Recorder for Writer {
     }
 
     fn append(&mut self, key: &[u8], amount: i64) -> Result<u32, RecordError> {
+        debug_assert!(key.len() <= KEY_BYTES_MAX, "the edge refuses longer keys");
         let at = self.end;
         let end = at + record_bytes(key.len());
         if end - RECORDS_AT > self.bytes_max {
@@ -226,6 +243,7 @@ impl Recorder for Writer {
         bytes[RECORD_HEAD..RECORD_HEAD + key.len()].copy_from_slice(key);
         let check = record_check(record_seed(self.salt, at, key), amount);
         store16(&mut self.map, at, amount as u64, check);
+        fail_point("append.written");
         // The record is whole before `end` says so.
         fence(Ordering::Release);
         self.end = end;

@@ -6,6 +6,7 @@
 /// Stores both words at `at`, which must be a multiple of 16 counted from an aligned beginning.
 #[inline]
 #[allow(unsafe_code)]
+#[allow(clippy::cast_ptr_alignment)] // The unaligned form of the store is used.
 pub fn store16(bytes: &mut [u8], at: usize, low: u64, high: u64) {
     let pair = &mut bytes[at..at + 16];
     #[cfg(target_arch = "x86_64")]

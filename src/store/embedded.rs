@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     Claim, Delta, Identity, KeyError, Lane, NodeId, Outcome, READ_KEYS_MAX, Reading, Refusal,
-    Standing, Store, StoreError, Token, clock_key, token_key,
+    Silence, Standing, Store, StoreError, Token, clock_key, token_key,
 };
 
 /// Key to value.
@@ -70,13 +70,12 @@ impl File {
             write.open_table(COUNTERS)?;
             let mut meta = write.open_table(META)?;
             let found = meta.get(ID_KEY)?.map(|value| value.value().to_owned());
-            match found {
-                Some(id) => id,
-                None => {
-                    let id = random_id()?;
-                    meta.insert(ID_KEY, id.as_str())?;
-                    id
-                }
+            if let Some(id) = found {
+                id
+            } else {
+                let id = random_id()?;
+                meta.insert(ID_KEY, id.as_str())?;
+                id
             }
         };
         write.commit()?;
@@ -241,6 +240,7 @@ async fn blocking<T: Send + 'static>(
 
 impl Store for EmbeddedStore {
     type Lane = EmbeddedLane;
+    type Feed = Silence;
 
     async fn connect(&self) -> Result<(EmbeddedLane, Standing), StoreError> {
         let identity = self.identity;
@@ -266,6 +266,10 @@ impl Store for EmbeddedStore {
     /// Does nothing: there are no other hosts to tell.
     async fn publish(&self, _message: &[u8]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn subscribe(&self) -> Result<Silence, StoreError> {
+        Ok(Silence)
     }
 }
 

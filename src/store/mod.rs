@@ -253,6 +253,8 @@ pub const READ_KEYS_MAX: usize = 1_000;
 pub trait Store: Send + Sync + 'static {
     /// Its exclusive connection for batches.
     type Lane: Lane;
+    /// Its subscription to the channel of deltas.
+    type Feed: Feed;
 
     /// Opens a new connection that nothing else uses, makes sure that exactly-once is possible on
     /// it, watches the token and reads it.
@@ -273,6 +275,34 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Any [`StoreError`]: the message may or may not have gone out, and is not sent again.
     fn publish(&self, message: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Subscribes to the channel of deltas.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; the caller retries with back-off.
+    fn subscribe(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
+}
+
+/// A subscription.
+pub trait Feed: Send + 'static {
+    /// The next message, as it was published.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]: messages may have been lost; subscribe anew.
+    ///
+    /// # Cancel safety
+    /// No message is lost when the future is dropped.
+    fn next(&mut self) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+}
+
+/// The subscription to a store that has one daemon only: nothing ever comes.
+#[derive(Debug)]
+pub struct Silence;
+
+impl Feed for Silence {
+    async fn next(&mut self) -> Result<Bytes, StoreError> {
+        std::future::pending().await
+    }
 }
 
 /// One exclusive connection with one batch in flight at most.
@@ -293,4 +323,29 @@ pub trait Lane: Send + 'static {
     /// not follow is refused as a whole, with [`StoreError::Protocol`]: a mistake of the caller).
     /// A batch that names one key twice is applied twice, as one would expect.
     fn apply(&mut self, batch: u64, deltas: &[Delta<'_>]) -> impl Future<Output = Outcome> + Send;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_reads_back_as_it_was_written_and_nothing_else_does() {
+        let token = Token {
+            batch: u64::MAX,
+            run: RunId(0xa91e),
+        };
+        assert_eq!(token.to_string(), "18446744073709551615 000000000000a91e");
+        assert_eq!(token.to_string().parse(), Ok(token));
+        for text in [
+            "",
+            "1",
+            "1 a91e",
+            "+1 000000000000a91e",
+            "1 000000000000A91E",
+            "1  a",
+        ] {
+            assert_eq!(text.parse::<Token>(), Err(NotAToken), "{text}");
+        }
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::flush::ToCounters;
 use crate::stats::Stats;
@@ -23,6 +24,8 @@ pub struct Loader<S> {
     pub wanted: mpsc::Receiver<Vec<Bytes>>,
     /// To the ingest thread.
     pub counters: mpsc::Sender<ToCounters>,
+    /// Cancelled when no client is left that could wait.
+    pub stop: CancellationToken,
     /// Numbers.
     pub stats: Arc<Stats>,
 }
@@ -30,7 +33,8 @@ pub struct Loader<S> {
 impl<S: Store> Loader<S> {
     /// Runs until nobody can want anything any more.
     pub async fn run(mut self) {
-        while let Some(mut keys) = self.wanted.recv().await {
+        let stop = self.stop.clone();
+        while let Some(Some(mut keys)) = stop.run_until_cancelled(self.wanted.recv()).await {
             while keys.len() < KEYS_MAX
                 && let Ok(more) = self.wanted.try_recv()
             {

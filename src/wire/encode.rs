@@ -76,15 +76,16 @@ pub fn simple(out: &mut Out, text: &str) {
 }
 
 /// `-ERR ...\r\n`; the text begins with its code. Line breaks in it become blanks.
-pub fn error(out: &mut Out, text: &str) {
+pub fn error(out: &mut Out, text: impl AsRef<[u8]>) {
     out.push(b'-');
-    out.extend(text.bytes().map(|byte| {
-        if byte == b'\r' || byte == b'\n' {
+    let line = |&byte| {
+        if matches!(byte, b'\r' | b'\n') {
             b' '
         } else {
             byte
         }
-    }));
+    };
+    out.extend(text.as_ref().iter().map(line));
     out.extend_from_slice(b"\r\n");
 }
 

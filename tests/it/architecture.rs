@@ -21,17 +21,30 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 /// edges never read the configuration, only what was made of it for them.
 const ROOMS: &[Room] = &[
     room("stats", &[]),
+    // Nothing at all but in builds for tests.
+    room("fail_point", &[]),
     room("wire", &[]),
     room("counters", &[]),
     // What a batch is, who writes it, and how a store answers: the words of all that come after.
     room("store", &[]),
     // Records on behalf of the table; carries the ids that the store knows a node by.
-    room("journal", &["counters", "store"]),
-    room("flush", &["stats", "counters", "store", "journal"]),
+    room("journal", &["fail_point", "counters", "store"]),
+    room(
+        "flush",
+        &["stats", "fail_point", "counters", "store", "journal"],
+    ),
     room("sync", &["stats", "counters", "store", "flush"]),
     room(
         "ingest",
-        &["stats", "wire", "counters", "store", "journal", "flush"],
+        &[
+            "stats",
+            "fail_point",
+            "wire",
+            "counters",
+            "store",
+            "journal",
+            "flush",
+        ],
     ),
     room("admin", &["stats"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
@@ -49,7 +62,7 @@ const ROOMS: &[Room] = &[
     room(
         "cli",
         &[
-            "wire", "store", "journal", "ingest", "config", "log", "daemon",
+            "stats", "wire", "counters", "store", "journal", "ingest", "config", "log", "daemon",
         ],
     ),
 ];

@@ -1,6 +1,28 @@
-//! Scenarios against real servers. One binary, a module a scenario.
+//! The daemon as its users see it: a process, a socket, real Redis servers, real clients. A module
+//! is a scenario.
+
+// The lint knows tests by their attribute, and not what tests call.
+#![allow(clippy::unwrap_used)]
+
+mod support;
 
 mod architecture;
+mod clients;
+mod crash;
+mod demo;
+mod exact;
+mod faults;
+mod journal;
+#[cfg(feature = "fail-points")]
+mod kill_points;
+mod listen;
+mod protocol;
+mod publish;
+mod readme;
+mod reads;
+mod shutdown;
+mod simulation;
+mod store_down;
 mod store_embedded;
 mod store_redis;
 mod store_redis_faults;

@@ -44,12 +44,12 @@ async fn a_claim_fences_off_an_older_lane() {
     let (mut old, _) = store.connect().await.unwrap();
     apply(&mut old, 1, &[("a", 1)]).await;
     let (mut lane, _) = store.connect().await.unwrap();
-    let (mut late, _) = store.connect().await.unwrap();
+    let (mut rival, _) = store.connect().await.unwrap();
     claim(&mut lane, 5).await;
     // Guarded by the comparison in `move_token`: without it both are applied.
     assert_token_moved(&old.apply(2, &deltas(&[("a", 10)])).await);
     assert!(refused_whole(old.apply(2, &deltas(&[("a", 10)])).await).contains("spent"));
-    assert!(matches!(late.claim(1).await, Claim::TokenMoved));
+    assert!(matches!(rival.claim(1).await, Claim::TokenMoved));
     assert_eq!(apply(&mut lane, 6, &[("a", 100)]).await, (vec![Ok(101)], 2));
     refused_whole(lane.apply(9, &deltas(&[("a", 100)])).await);
 }

@@ -1,11 +1,14 @@
 //! The Redis store on a real redis-server: what it applies, reads, publishes, and refuses.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use redis::{ConnectionAddr, IntoConnectionInfo};
 use tallyd::store::redis::{Delivery, RedisConfig, RedisStore};
 use tallyd::store::{
     Claim, KeyError, Lane, Outcome, Refusal, Store, StoreError, Token, clock_key, token_key,
 };
+use tokio::task::JoinSet;
 
 use crate::store_support::{
     NODE, Server, apply, assert_token_moved, claim, config, deltas, everything, identity,
@@ -83,7 +86,7 @@ async fn a_key_that_the_user_may_not_touch_is_singled_out() {
     let store = store_at(info.set_redis_settings(login));
     let (mut lane, _) = store.connect().await.unwrap();
     let batch = deltas(&[("likes:1", 1), ("other", 1), ("likes:2", 1), ("more", 1)]);
-    // Guarded by the comparison with the clock's INCRBY: without it this is refused as a whole,
+    // Guarded by asking for INCRBY on the clock: without it this is refused as a whole,
     // and holds up all other keys for ever.
     match lane.apply(1, &batch).await {
         Outcome::NotApplied(Refusal::Keys(errors)) => {
@@ -160,12 +163,12 @@ async fn a_claim_fences_off_an_older_lane() {
     apply(&mut old, 1, &[("a", 1)]).await;
     let next = RedisStore::new(config(server.info()), identity(2));
     let (mut lane, standing) = next.connect().await.unwrap();
-    let (mut late, _) = next.connect().await.unwrap();
+    let (mut rival, _) = next.connect().await.unwrap();
     assert_eq!(standing.token.unwrap().run, identity(1).run);
     claim(&mut lane, 1).await;
     // Guarded by the WATCH of each lane: without it the old lane applies batch 2 as well.
     assert_token_moved(&old.apply(2, &deltas(&[("a", 10)])).await);
-    assert!(matches!(late.claim(1).await, Claim::TokenMoved));
+    assert!(matches!(rival.claim(1).await, Claim::TokenMoved));
     assert_eq!(apply(&mut lane, 2, &[("a", 100)]).await.0, [Ok(101)]);
     assert_eq!(server.run(&["GET", &token_key(NODE)]), "2 0000000000000002");
 }
@@ -278,7 +281,12 @@ async fn values_are_read_with_their_clock() {
     assert_eq!(store.read(&keys).await.unwrap().clock, 1);
 
     // Many at once share the connection.
-    let many = futures_util::future::join_all((0..50).map(|_| store.read(&keys))).await;
+    let (store, mut reads) = (Arc::new(store), JoinSet::new());
+    for _ in 0..50 {
+        let (store, keys) = (Arc::clone(&store), keys.clone());
+        reads.spawn(async move { store.read(&keys).await });
+    }
+    let many = reads.join_all().await;
     assert!(
         many.iter()
             .all(|reading| reading.as_ref().unwrap().clock == 1)

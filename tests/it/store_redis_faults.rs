@@ -1,5 +1,8 @@
 //! Connections that break, stall, and deliver late: whatever happens, a batch counts once.
 
+// What a test needs and does not get ends the test.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

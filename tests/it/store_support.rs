@@ -1,6 +1,9 @@
 //! A real redis-server for a test, and short ways to say what a store should do.
 
-use std::fmt::Debug;
+// What a test needs and does not get ends the test.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -173,11 +176,11 @@ pub fn refused_whole(outcome: Outcome) -> String {
 }
 
 /// All that an error says, its causes included.
-pub fn everything(error: &(impl std::error::Error + Debug)) -> String {
+pub fn everything(error: &impl std::error::Error) -> String {
     let mut said = format!("{error} {error:?}");
     let mut cause = error.source();
     while let Some(error) = cause {
-        said += &format!(" {error} {error:?}");
+        write!(said, " {error} {error:?}").unwrap();
         cause = error.source();
     }
     said

@@ -125,8 +125,7 @@ impl Wire {
     ) -> Result<(), Failure> {
         let mut state = Exchange {
             written: 0,
-            all_written: false,
-            flushed: false,
+            stage: Stage::Writing,
             sent: false,
             moved: false,
             broken_write: None,
@@ -161,6 +160,38 @@ impl Wire {
             sent: state.sent,
             error,
         })
+    }
+
+    /// How long a string in a reply may be.
+    pub(super) fn set_reply_limit(&mut self, bytes: usize) {
+        self.input.set_limit(bytes);
+    }
+
+    /// Hands what comes unasked to `replies` until it has the last piece.
+    ///
+    /// # Errors
+    /// The connection broke, or said what it should not.
+    ///
+    /// # Cancel safety
+    /// What was taken is in `replies`; the rest is in the buffer.
+    pub(super) async fn listen(&mut self, replies: &mut impl Replies) -> Result<(), StoreError> {
+        poll_fn(|cx| {
+            loop {
+                loop {
+                    match self.input.next_reply() {
+                        Ok(Some(reply)) => match replies.take(reply) {
+                            Ok(true) => return Poll::Ready(Ok(())),
+                            Ok(false) => {}
+                            Err(message) => return Poll::Ready(Err(self.protocol(message))),
+                        },
+                        Ok(None) => break,
+                        Err(malformed) => return Poll::Ready(Err(self.malformed(&malformed))),
+                    }
+                }
+                ready!(self.poll_fill(cx))?;
+            }
+        })
+        .await
     }
 
     /// Moves both directions as far as they go.
@@ -230,13 +261,13 @@ impl Wire {
         state: &mut Exchange,
         request: &mut impl Request,
     ) -> Poll<Result<(), StoreError>> {
-        while !state.all_written {
+        while state.stage == Stage::Writing {
             if state.written == self.out.len() {
                 state.written = 0;
                 self.out.clear();
                 request.fill(&mut self.out);
                 if self.out.is_empty() {
-                    state.all_written = true;
+                    state.stage = Stage::Flushing;
                     break;
                 }
             }
@@ -251,10 +282,10 @@ impl Wire {
                 Err(error) => return Poll::Ready(Err(self.io(error))),
             }
         }
-        if !state.flushed {
+        if state.stage == Stage::Flushing {
             // TLS holds back what it took until it is flushed.
             match ready!(Pin::new(&mut self.stream).poll_flush(cx)) {
-                Ok(()) => state.flushed = true,
+                Ok(()) => state.stage = Stage::Sent,
                 Err(error) => return Poll::Ready(Err(self.io(error))),
             }
         }
@@ -278,12 +309,20 @@ impl Wire {
     }
 }
 
+/// What is left to do for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Writing,
+    Flushing,
+    Sent,
+}
+
 /// How far an exchange has come.
 struct Exchange {
     /// Of the piece in the buffer.
     written: usize,
-    all_written: bool,
-    flushed: bool,
+    stage: Stage,
+    /// Whether anything may have left.
     sent: bool,
     /// Whether any byte went either way since this was last looked at.
     moved: bool,

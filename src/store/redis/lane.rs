@@ -7,13 +7,13 @@
 //! 2. One batch at a time. `spent` is set before the first byte goes out, and taken back only
 //!    after the whole answer was as it should be, the trailing `WATCH` included: a batch that was
 //!    given up half-way leaves a lane that refuses.
-//! 3. The clock is moved by `INCRBY`, not `INCR`, so that its fate tells whether the user may use
-//!    the command that the keys need (see [`replies`](super::replies)).
+//! 3. A key is called refused only if the user may use `INCRBY` at all, which is asked with a
+//!    transaction that is discarded.
 
 use super::codec::{put_incrby, put_whole};
 use super::exchange::{Encoded, Failure, Request, Wire};
 use super::handshake;
-use super::replies::{OldToken, Pipeline, Transaction, Verdict};
+use super::replies::{Frame, Frames, OldToken, Pipeline, Transaction, Verdict};
 use super::server_error::concerns_all;
 use super::{Delivery, RedisConfig};
 use crate::store::{
@@ -76,7 +76,7 @@ impl RedisLane {
             run: self.run,
         };
         let mut tail = Vec::new();
-        put_incrby(&mut tail, clock_key().as_bytes(), 1);
+        put_whole(&mut tail, &[b"INCR", clock_key().as_bytes()]);
         put_seal(&mut tail, &self.token_key, next);
         let mut request = BatchRequest {
             head: b"*1\r\n$5\r\nMULTI\r\n",
@@ -90,11 +90,30 @@ impl RedisLane {
         match replies.verdict() {
             Verdict::Ran { values, clock, old } => self.ran(next, values, clock, &old),
             Verdict::Aborted => Outcome::NotApplied(Refusal::TokenMoved),
-            Verdict::Keys(errors) => Outcome::NotApplied(Refusal::Keys(errors)),
+            Verdict::Keys(errors) => Outcome::NotApplied(match self.may_incrby().await {
+                Ok(()) => Refusal::Keys(errors),
+                Err(error) => Refusal::Whole(error),
+            }),
             Verdict::Refused(message) => {
                 Outcome::NotApplied(Refusal::Whole(self.wire.refused(message)))
             }
             Verdict::Broken(message) => Outcome::Unknown(self.wire.protocol(message)),
+        }
+    }
+
+    /// Whether this user may use `INCRBY`: the clock's key is one that it may surely touch, as its
+    /// `INCR` was queued. Nothing is executed.
+    async fn may_incrby(&mut self) -> Result<(), StoreError> {
+        let mut request = Vec::new();
+        put_whole(&mut request, &[b"MULTI"]);
+        put_incrby(&mut request, clock_key().as_bytes(), 0);
+        put_whole(&mut request, &[b"DISCARD"]);
+        let mut frames = Frames::new(3);
+        let asked = self.wire.exchange(&mut Encoded(request), &mut frames).await;
+        asked.map_err(|failure| failure.error)?;
+        match frames.seen.get(1) {
+            Some(Frame::Error(message)) => Err(self.wire.refused(message)),
+            _ => Ok(()),
         }
     }
 
@@ -155,7 +174,7 @@ impl RedisLane {
 
     async fn apply_at_least_once(&mut self, deltas: &[Delta<'_>]) -> Outcome {
         let mut tail = Vec::new();
-        put_incrby(&mut tail, clock_key().as_bytes(), 1);
+        put_whole(&mut tail, &[b"INCR", clock_key().as_bytes()]);
         let mut request = BatchRequest {
             head: b"",
             deltas,

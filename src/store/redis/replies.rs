@@ -3,9 +3,8 @@
 //! Invariants:
 //! 1. "Not applied" is said only on the server's word: a nil or a known refusal in the place of
 //!    `EXEC`'s result.
-//! 2. Whether a refused `INCRBY` is the fault of its key is told by its neighbour, the `INCRBY` of
-//!    the clock: a user who may increment that one has the command, so it is the key that is
-//!    refused. Error texts, which differ between versions, are not asked.
+//! 2. Error texts, which differ between versions, are not asked whether the key or the command is
+//!    refused: the lane finds out.
 
 use super::codec::Reply;
 use super::exchange::Replies;
@@ -34,7 +33,7 @@ enum End {
 /// What became of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It ran. The clock is an error where its `INCRBY` failed, and `Ok(0)` where none was due.
+    /// It ran. The clock is an error where its `INCR` failed, and `Ok(0)` where none was due.
     Ran {
         values: Vec<Result<i64, KeyError>>,
         clock: Result<i64, String>,
@@ -62,7 +61,7 @@ enum Due {
     Nothing,
 }
 
-/// Follows `MULTI · INCRBY key … · [INCRBY clock] · SET token GET · EXEC · WATCH token`.
+/// Follows `MULTI · INCRBY key … · [INCR clock] · SET token GET · EXEC · WATCH token`.
 #[derive(Debug)]
 pub(super) struct Transaction {
     keys: usize,
@@ -210,7 +209,12 @@ impl Replies for Transaction {
             }
             (Due::Exec, Reply::Error(message)) => {
                 self.end = Some(End::Refused(text(message)));
-                Due::Nothing
+                // The server itself goes on with the `WATCH`; a proxy's error may be its last word.
+                if message.starts_with(b"EXECABORT ") {
+                    Due::Watch
+                } else {
+                    Due::Nothing
+                }
             }
             (Due::Result(index), reply) => {
                 self.take_result(index, reply)?;
@@ -227,7 +231,7 @@ impl Replies for Transaction {
     }
 }
 
-/// Follows `INCRBY key … · INCRBY clock`, each on its own.
+/// Follows `INCRBY key … · INCR clock`, each on its own.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     keys: usize,
@@ -335,4 +339,99 @@ fn unexpected(due: &str, seen: Reply<'_>) -> String {
         Reply::Array(length) => format!("an array of {length}"),
     };
     format!("{seen} where {due} was due")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The verdict on a batch of two keys that is answered so.
+    fn verdict(replies: &[Reply<'_>]) -> Verdict {
+        let mut transaction = Transaction::batch(2);
+        let watch = replies.last().is_some_and(
+            |last| matches!(last, Reply::Error(text) if text.starts_with(b"EXECABORT ")),
+        );
+        let replies: Vec<_> = replies.iter().chain(watch.then_some(&OK)).collect();
+        for (at, &reply) in replies.iter().enumerate() {
+            let last = transaction.take(*reply).unwrap();
+            assert_eq!(last, at + 1 == replies.len(), "after reply {at}");
+        }
+        transaction.verdict()
+    }
+
+    const OK: Reply<'static> = Reply::Status(b"OK");
+    const QUEUED: Reply<'static> = Reply::Status(b"QUEUED");
+    const ABORT: Reply<'static> =
+        Reply::Error(b"EXECABORT Transaction discarded because of previous errors.");
+
+    fn error(text: &str) -> Reply<'_> {
+        Reply::Error(text.as_bytes())
+    }
+
+    #[test]
+    fn a_refusal_is_told_in_the_words_that_say_why() {
+        let oom = error("OOM command not allowed when used memory > 'maxmemory'.");
+        let queued = verdict(&[OK, oom, oom, oom, oom, ABORT]);
+        assert!(matches!(queued, Verdict::Refused(why) if why.starts_with("OOM ")));
+        // Redis 7 checks once more at EXEC.
+        let late = error("EXECABORT Transaction discarded because of: READONLY ...");
+        let late = verdict(&[OK, QUEUED, QUEUED, QUEUED, QUEUED, late]);
+        assert!(matches!(late, Verdict::Refused(why) if why.contains("READONLY")));
+        // One key and the whole at once: it is the whole that must pass first.
+        let denied = error("NOPERM key");
+        let both = verdict(&[OK, denied, oom, oom, oom, ABORT]);
+        assert!(matches!(both, Verdict::Refused(why) if why.starts_with("OOM ")));
+    }
+
+    #[test]
+    fn a_refusal_of_clock_or_token_concerns_the_whole() {
+        let denied = error("NOPERM in whatever words");
+        let key = verdict(&[OK, QUEUED, denied, QUEUED, QUEUED, ABORT]);
+        assert!(matches!(key, Verdict::Keys(errors) if errors.len() == 1 && errors[0].0 == 1));
+        let command = verdict(&[OK, denied, denied, denied, QUEUED, ABORT]);
+        assert!(matches!(command, Verdict::Refused(why) if why.starts_with("NOPERM")));
+        let token = verdict(&[OK, QUEUED, denied, QUEUED, error("NOPERM token"), ABORT]);
+        assert!(matches!(token, Verdict::Refused(why) if why == "NOPERM token"));
+    }
+
+    #[test]
+    fn what_is_not_certain_is_not_called_so() {
+        let exec = error("ERR upstream timed out");
+        let broken = [
+            vec![error("NOPERM multi")],
+            vec![OK, QUEUED, QUEUED, QUEUED, QUEUED, exec],
+        ];
+        for replies in broken {
+            assert!(matches!(verdict(&replies), Verdict::Broken(_)));
+        }
+        // It ran though a command had been refused: no Redis does that.
+        let (one, old, four) = (Reply::Integer(1), Reply::Nil, Reply::Array(4));
+        let ran = [
+            OK, QUEUED, ABORT, QUEUED, QUEUED, four, one, one, one, old, OK,
+        ];
+        assert!(matches!(verdict(&ran), Verdict::Broken(_)));
+        // An array of another length cannot be told apart.
+        let mut transaction = Transaction::claim();
+        assert_eq!(transaction.take(OK), Ok(false));
+        assert_eq!(transaction.take(QUEUED), Ok(false));
+        assert!(transaction.take(Reply::Array(2)).is_err());
+    }
+
+    #[test]
+    fn frames_hold_arrays_of_any_length() {
+        let mut frames = Frames::new(3);
+        let replies = [
+            (Reply::Array(0), false),
+            (Reply::Array(2), false),
+            (Reply::Nil, false),
+            (Reply::Integer(1), false),
+            (Reply::Bulk(b"x"), true),
+        ];
+        for (reply, last) in replies {
+            assert_eq!(frames.take(reply), Ok(last));
+        }
+        let pair = Frame::Array(vec![Frame::Nil, Frame::Integer(1)]);
+        let due = [Frame::Array(vec![]), pair, Frame::Bulk(b"x".to_vec())];
+        assert_eq!(frames.seen, due);
+    }
 }
