@@ -139,7 +139,7 @@ impl Counter {
         let view = self.value.saturating_add(self.pending);
         match (self.bad, self.known, self.exists) {
             (Some(bad), _, _) => Answer::Bad(bad),
-            (None, false, true) => Answer::Cold(view),
+            (None, false, true) => Answer::Cold(self.pending),
             (None, false, false) => Answer::Unknown,
             (None, true, true) => Answer::Value(view),
             (None, true, false) => Answer::Missing,

@@ -670,7 +670,9 @@ impl<S: Store> Flush<S> {
                 self.stats.replayed_total.add(1);
                 // What was rejected stays so: it may be replayed from its file by hand.
                 let done = self.done.entry(batch).or_default();
-                done.retain(|_, settled| matches!(settled, Settled::Rejected(_)));
+                done.retain(|_, settled| is_rejected(settled));
+                done.values_mut()
+                    .for_each(|settled| *settled = Settled::Before);
                 let skip = done.keys().copied().collect();
                 let segment = Arc::clone(&segment);
                 self.tell(ToCounters::Restore {
@@ -773,7 +775,7 @@ impl<S: Store> Flush<S> {
         let done = self.done.remove(&batch).unwrap_or_default();
         let rejected: BTreeMap<usize, Settled> = done
             .iter()
-            .filter(|(_, settled)| matches!(settled, Settled::Rejected(_)))
+            .filter(|(_, settled)| is_rejected(settled))
             .map(|(&index, settled)| (index, settled.clone()))
             .collect();
         let settled: Arc<[Settled]> = (0..deltas)
@@ -1003,6 +1005,11 @@ fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64
         }
         Ok(value) => Ok(value),
     }
+}
+
+/// Whether the delta is in the rejected file, since now or before.
+fn is_rejected(settled: &Settled) -> bool {
+    matches!(settled, Settled::Rejected(_) | Settled::Before)
 }
 
 /// The first tick comes after one period, as what a former process left has been flushed by then.
