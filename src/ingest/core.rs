@@ -233,11 +233,11 @@ impl Core {
                     }
                 }
             }
-            ToCounters::ForgetClocks => self.went_back(state),
+            ToCounters::ForgetClocks => went_back(state),
             ToCounters::Loaded { keys, reading } => {
                 if let Ok(reading) = &reading {
                     if reading.clock < state.clock_read {
-                        self.went_back(state);
+                        went_back(state);
                     }
                     state.clock_read = reading.clock;
                     self.read(state, &keys, reading);
@@ -392,13 +392,6 @@ impl Core {
         });
     }
 
-    fn went_back(&self, state: &mut State) {
-        tracing::warn!("the store went back in time: all values are read anew");
-        state.table.forget_clocks();
-        state.unsettled.clear();
-        state.clock_read = 0;
-    }
-
     fn mark_stale(&self, state: &mut State) {
         state.table.mark_stale();
         state.sweep = Some(StaleSweep::default());
@@ -435,6 +428,13 @@ impl Core {
         let mut hub = self.hub.borrow_mut();
         hub.publish(&channel, value.to_string().as_bytes(), &self.stats);
     }
+}
+
+fn went_back(state: &mut State) {
+    tracing::warn!("the store went back in time: all values are read anew");
+    state.table.forget_clocks();
+    state.unsettled.clear();
+    state.clock_read = 0;
 }
 
 fn keep_newest(unsettled: &mut HashMap<Bytes, Unsettled>, key: &[u8], new: Unsettled) {
