@@ -140,6 +140,7 @@ impl Journal {
 
     fn roll(&mut self) {
         let mut next = self.directory.create_segment(1 << 30).expect("room");
+        next.expect(self.writer.bytes()).expect("room");
         self.next_batch = self.writer.next_first_batch();
         next.begin(self.next_batch);
         let sealed = std::mem::replace(&mut self.writer, next)

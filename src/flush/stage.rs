@@ -124,6 +124,8 @@ pub struct Flush<S: Store> {
     retained: VecDeque<(Instant, Arc<Sealed>)>,
     /// The next epoch's segment.
     standby: Option<Writer>,
+    /// What the last epoch's records took.
+    expected_bytes: usize,
     lane: Option<S::Lane>,
     /// What the lane's token names, once this run has signed it.
     token: Option<u64>,
@@ -184,6 +186,7 @@ impl<S: Store> Flush<S> {
             queue: parts.segments.into_iter().map(Arc::new).collect(),
             retained: VecDeque::new(),
             standby: None,
+            expected_bytes: 0,
             lane: None,
             token: None,
             confirmed: None,
@@ -323,6 +326,7 @@ impl<S: Store> Flush<S> {
         fail_point("seal.done");
         self.stats.seals_total.add(1);
         self.stats.sealed_keys.add(u64::from(sealed.records()));
+        self.expected_bytes = sealed.bytes();
         self.queue.push_back(Arc::new(sealed));
         self.gauge_bytes();
         self.budget().await?;
@@ -335,10 +339,13 @@ impl<S: Store> Flush<S> {
         }
         let directory = Arc::clone(&self.directory);
         let bytes_max = self.config.pending_bytes_max;
+        let expected = self.expected_bytes;
         let sync = self.config.sync;
         let made = tokio::task::spawn_blocking(move || {
             let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
-            let writer = directory.create_segment(bytes_max)?;
+            let mut writer = directory.create_segment(bytes_max)?;
+            // Without it the segment grows when it must.
+            let _ = writer.expect(expected);
             if sync {
                 directory.sync_names()?;
             }
