@@ -181,6 +181,11 @@ impl<S: Store> Flush<S> {
             commands: parts.commands,
             seal_wanted: parts.seal_wanted,
             stats: parts.stats,
+            // A former process may have sent the next batch without living to see the reply.
+            uncertain: parts
+                .segments
+                .last()
+                .is_some_and(|last| last.last_batch() > parts.applied),
             queue: parts.segments.into_iter().map(Arc::new).collect(),
             retained: VecDeque::new(),
             standby: None,
@@ -188,8 +193,6 @@ impl<S: Store> Flush<S> {
             token: None,
             confirmed: None,
             applied: parts.applied,
-            // A former process may have sent the next batch without living to see the reply.
-            uncertain: true,
             claimed: false,
             server: None,
             clock: 0,
@@ -212,6 +215,8 @@ impl<S: Store> Flush<S> {
         self.adopt_rejected();
         let mut tick = ticks(self.config.interval);
         self.gauge();
+        // What a former process left counts against the limit too.
+        self.budget().await?;
         loop {
             // What a former process left comes first; later rounds find the queue empty here.
             self.drain().await?;
@@ -496,6 +501,7 @@ impl<S: Store> Flush<S> {
             let known = Known {
                 applied: self.applied,
                 sealed,
+                numbered: self.numbered,
                 uncertain: self.uncertain && !self.queue.is_empty(),
                 runs: &self.runs,
                 run: self.run,
