@@ -215,8 +215,6 @@ impl<S: Store> Flush<S> {
         self.adopt_rejected();
         let mut tick = ticks(self.config.interval);
         self.gauge();
-        // What a former process left counts against the limit too.
-        self.budget().await?;
         loop {
             // What a former process left comes first; later rounds find the queue empty here.
             self.drain().await?;
