@@ -183,6 +183,11 @@ impl<S: Store> Flush<S> {
             commands: parts.commands,
             seal_wanted: parts.seal_wanted,
             stats: parts.stats,
+            // A former process may have sent the next batch without living to see the reply.
+            uncertain: parts
+                .segments
+                .last()
+                .is_some_and(|last| last.last_batch() > parts.applied),
             queue: parts.segments.into_iter().map(Arc::new).collect(),
             retained: VecDeque::new(),
             standby: None,
@@ -191,8 +196,6 @@ impl<S: Store> Flush<S> {
             token: None,
             confirmed: None,
             applied: parts.applied,
-            // A former process may have sent the next batch without living to see the reply.
-            uncertain: true,
             claimed: false,
             server: None,
             clock: 0,
@@ -503,6 +506,7 @@ impl<S: Store> Flush<S> {
             let known = Known {
                 applied: self.applied,
                 sealed,
+                numbered: self.numbered,
                 uncertain: self.uncertain && !self.queue.is_empty(),
                 runs: &self.runs,
                 run: self.run,

@@ -7,6 +7,7 @@
 mod support;
 
 mod architecture;
+mod chaos;
 mod clients;
 mod crash;
 mod demo;
@@ -15,6 +16,7 @@ mod faults;
 mod journal;
 #[cfg(feature = "fail-points")]
 mod kill_points;
+mod limits;
 mod listen;
 mod protocol;
 mod publish;
@@ -24,6 +26,7 @@ mod shutdown;
 mod simulation;
 mod store_down;
 mod store_embedded;
+mod store_faults;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;
