@@ -84,6 +84,8 @@ pub enum Answer {
     Cold(i64),
     /// A read of a key of which nothing is known, and nothing pending.
     Unknown,
+    /// A read of a value that was not seen for long: what was pending right after it.
+    Aged(i64),
     /// A read of a key that neither the store nor this node has.
     Missing,
     /// Not taken: the store holds no counter there.
@@ -744,7 +746,9 @@ fn get(entry: &mut Entry, now: u16, age_max: u16) -> Answer {
     let view = entry.value.saturating_add(entry.pending);
     // Someone who is no tallyd may have set it: after a while it is read again.
     let aged = now.wrapping_sub(entry.seen) > age_max;
-    if !entry.has(KNOWN) || aged {
+    if aged && entry.has(KNOWN) {
+        Answer::Aged(entry.pending)
+    } else if !entry.has(KNOWN) {
         if entry.has(EXISTS) {
             Answer::Cold(entry.pending)
         } else {

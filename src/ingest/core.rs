@@ -5,7 +5,7 @@
 //! 2. No message from a stage makes a client wait; no client makes a stage wait.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -68,8 +68,6 @@ pub struct Core {
     pub replies: RefCell<Vec<u8>>,
     /// What all clients hold in unread answers and unfinished commands, in bytes.
     pub client_bytes: Cell<usize>,
-    /// Batches settled so far.
-    pub settles: Cell<u64>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// Clients that wait for values.
@@ -131,7 +129,6 @@ impl Core {
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             client_bytes: Cell::new(0),
-            settles: Cell::new(0),
             stats: parts.stats,
             loads: Loads::new(parts.wanted, load_timeout),
             durable: Durable::default(),
@@ -190,6 +187,7 @@ impl Core {
         let mut state = self.state.borrow_mut();
         state.table.set_now(self.started.elapsed().as_secs() as u16);
         self.retry_unsettled(&mut state, true);
+        self.loads.tidy();
         // A failed read ends a step without a reading of its own.
         state.sweeping = 0;
         self.continue_sweep(&mut state);
@@ -235,15 +233,17 @@ impl Core {
             }
             ToCounters::ForgetClocks => went_back(state),
             ToCounters::Loaded { keys, reading } => {
+                let mut waiting = HashSet::new();
                 if let Ok(reading) = &reading {
                     if reading.clock < state.clock_read {
                         went_back(state);
                     }
                     state.clock_read = reading.clock;
-                    self.read(state, &keys, reading);
+                    waiting = self.read(state, &keys, reading);
                     state.sweeping = state.sweeping.saturating_sub(keys.len());
                 }
-                self.loads.arrived(&keys, reading.is_ok());
+                let done = keys.iter().filter(|key| !waiting.contains(*key));
+                self.loads.arrived(done, reading.is_ok());
                 self.continue_sweep(state);
             }
             ToCounters::Announced(announced) => self.announced(state, &announced),
@@ -272,7 +272,6 @@ impl Core {
         settled: &[Settled],
         clock: u64,
     ) {
-        self.settles.set(self.settles.get() + 1);
         let epoch = state.writer.epoch();
         let watched = self.hub.borrow().watches_keys();
         let table = &mut state.table;
@@ -281,6 +280,7 @@ impl Core {
                 Settled::Stored(value) => {
                     let stored = value.map(|value| (value, clock));
                     table.settle(delta.key, delta.amount, stored, epoch);
+                    self.known(table, delta.key);
                     if let Some(value) = value
                         && watched
                     {
@@ -306,32 +306,38 @@ impl Core {
             ..
         } = state;
         let watched = self.hub.borrow().watches_keys();
+        let awaited = self.loads.any_cold();
         let mut full = false;
-        table.observe_announced(announced, writer, |key, value, observed| match observed {
-            Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
-                let (value, reach) = (Some(value), Reach::Announced);
-                keep_newest(
-                    unsettled,
-                    key,
-                    Unsettled {
-                        value,
+        let mut taken = Vec::new();
+        table.observe_announced(announced, writer, |key, value, observed| {
+            match observed {
+                Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
+                    let seen = Unsettled {
+                        value: Some(value),
                         clock: announced.clock,
-                        reach,
-                    },
-                );
+                        reach: Reach::Announced,
+                    };
+                    keep_newest(unsettled, key, seen);
+                }
+                Observed::Unsettled => full = true,
+                Observed::Taken { .. } if awaited => taken.push(key.to_vec()),
+                _ => {}
             }
-            Observed::Unsettled => full = true,
-            Observed::Taken { moved: true } | Observed::Absent if watched => {
+            if watched && matches!(observed, Observed::Taken { moved: true } | Observed::Absent) {
                 self.tell_watchers(key, value);
             }
-            Observed::Taken { .. } | Observed::Old | Observed::Absent => {}
         });
+        for key in taken {
+            self.known(table, &key);
+        }
         if full {
             self.mark_stale(state);
         }
     }
 
-    fn read(&self, state: &mut State, keys: &[Bytes], reading: &Reading) {
+    /// Takes a reading. Returns the keys whose values must wait for a batch.
+    fn read(&self, state: &mut State, keys: &[Bytes], reading: &Reading) -> HashSet<Bytes> {
+        let mut waiting = HashSet::new();
         let watched = self.hub.borrow().watches_keys();
         let State {
             table,
@@ -345,21 +351,20 @@ impl Core {
                     let (value, clock, reach) = (*value, reading.clock, Reach::Read);
                     match table.observe(key, value, clock, reach, Some(&*writer)) {
                         Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
-                            keep_newest(
-                                unsettled,
-                                key,
-                                Unsettled {
-                                    value,
-                                    clock,
-                                    reach,
-                                },
-                            );
+                            let seen = Unsettled {
+                                value,
+                                clock,
+                                reach,
+                            };
+                            keep_newest(unsettled, key, seen);
+                            waiting.insert(key.clone());
                         }
                         Observed::Taken { moved: true } if watched => {
                             self.tell_watchers(key, value.unwrap_or(0));
                         }
                         _ => {}
                     }
+                    self.known(table, key);
                 }
                 Err(error) => {
                     if let Some(bad) = bad_value(error) {
@@ -368,6 +373,7 @@ impl Core {
                 }
             }
         }
+        waiting
     }
 
     /// Values that had to wait for a batch; with `all`, also those whose batch is still under way,
@@ -387,6 +393,10 @@ impl Core {
             let observed = table.observe(key, seen.value, seen.clock, seen.reach, recorder);
             if observed == (Observed::Taken { moved: true }) {
                 self.tell_watchers(key, seen.value.unwrap_or(0));
+            }
+            if observed != Observed::Unsettled {
+                self.known(table, key);
+                self.loads.arrived([key], true);
             }
             observed == Observed::Unsettled
         });
@@ -420,6 +430,14 @@ impl Core {
             let keys: Vec<Bytes> = keys.into_iter().map(Bytes::from).collect();
             self.loads.ask(&keys);
         }
+    }
+
+    /// Whoever waits for this key's value can be answered, if it is known now.
+    fn known(&self, table: &Table, key: &[u8]) {
+        self.loads.known(key, || {
+            let view = table.view(key).filter(|view| view.known)?;
+            Some(view.value.saturating_add(view.pending))
+        });
     }
 
     /// Tells those who watch one counter, if there are any.

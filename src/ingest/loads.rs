@@ -4,7 +4,8 @@
 //! for it again for [`AWAY`]: an increment is taken and answered from what is known.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,11 +17,40 @@ const AWAY: Duration = Duration::from_secs(1);
 /// Keys asked for at a time, in all.
 const ASKED_MAX: usize = 100_000;
 
+/// What is needed to answer each operation on a key that was not known, in its turn, though the
+/// value comes later and flushes may come in between.
+///
+/// The sum of all that was added to the key until an operation tells its place; once the value is
+/// known, so is the base on which all these sums stand.
+#[derive(Debug, Default)]
+pub struct ColdKey {
+    total: Cell<i64>,
+    base: Cell<Option<i64>>,
+}
+
+impl ColdKey {
+    /// Notes an addition; returns the sum so far.
+    pub fn add(&self, amount: i64) -> i64 {
+        self.total.set(self.total.get().wrapping_add(amount));
+        self.total.get()
+    }
+
+    /// What an operation that returned `sum` is answered, if `view` is the view now.
+    pub fn answer(&self, sum: i64, view: i64) -> i64 {
+        let base = self
+            .base
+            .get()
+            .unwrap_or_else(|| view.wrapping_sub(self.total.get()));
+        base.wrapping_add(sum)
+    }
+}
+
 /// See the module's documentation.
 pub struct Loads {
     wanted: mpsc::Sender<Vec<Bytes>>,
     timeout: Duration,
     asked: RefCell<HashSet<Bytes>>,
+    cold: RefCell<HashMap<Bytes, Rc<ColdKey>>>,
     some_arrived: Notify,
     away_until: Cell<Option<Instant>>,
 }
@@ -32,9 +62,43 @@ impl Loads {
             wanted,
             timeout,
             asked: RefCell::default(),
+            cold: RefCell::default(),
             some_arrived: Notify::new(),
             away_until: Cell::new(None),
         }
+    }
+
+    /// An operation met `key` while its value is not known.
+    pub fn cold(&self, key: &[u8]) -> Rc<ColdKey> {
+        let mut cold = self.cold.borrow_mut();
+        if let Some(known) = cold.get(key) {
+            return Rc::clone(known);
+        }
+        Rc::clone(cold.entry(Bytes::copy_from_slice(key)).or_default())
+    }
+
+    /// Whether any operation waits for a value.
+    pub fn any_cold(&self) -> bool {
+        !self.cold.borrow().is_empty()
+    }
+
+    /// The value of `key` has become known; `view` is the view with it.
+    pub fn known(&self, key: &[u8], view: impl FnOnce() -> Option<i64>) {
+        let mut cold = self.cold.borrow_mut();
+        if let Some(known) = cold.get(key)
+            && let Some(view) = view()
+        {
+            known.base.set(Some(view.wrapping_sub(known.total.get())));
+            // Whoever waits has it; from now on operations find the key known.
+            cold.remove(key);
+        }
+    }
+
+    /// Forgets the keys for which nobody waits any more.
+    pub fn tidy(&self) {
+        self.cold
+            .borrow_mut()
+            .retain(|_, key| Rc::strong_count(key) > 1);
     }
 
     /// Asks for the keys without waiting.
@@ -77,7 +141,7 @@ impl Loads {
     }
 
     /// The keys were answered.
-    pub fn arrived(&self, keys: &[Bytes], well: bool) {
+    pub fn arrived<'a>(&self, keys: impl IntoIterator<Item = &'a Bytes>, well: bool) {
         let mut asked = self.asked.borrow_mut();
         for key in keys {
             asked.remove(key);

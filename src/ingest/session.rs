@@ -9,7 +9,6 @@
 //! 3. All commands of a client's transaction are applied within one borrow of the counters, so
 //!    they share an epoch.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,6 +20,7 @@ use super::commands;
 use super::core::Core;
 use super::hub::Frame;
 use super::listener::Client;
+use super::loads::ColdKey;
 use crate::counters::{Answer, BadValue, Kind, Op, RecordError};
 use crate::store::KeyError;
 use crate::wire::command::{Command, Spec, lookup};
@@ -112,8 +112,8 @@ pub struct Session {
     raw: Vec<u8>,
     /// The input of a group that waits for values.
     cold_input: Vec<u8>,
-    /// How many batches had been settled when that group was applied.
-    cold_settles: u64,
+    /// Its operations on keys that were not known, with their sums.
+    cold: Vec<(usize, i64, Rc<ColdKey>)>,
 }
 
 impl Session {
@@ -133,7 +133,7 @@ impl Session {
             pieces: Vec::new(),
             raw: Vec::new(),
             cold_input: Vec::new(),
-            cold_settles: 0,
+            cold: Vec::new(),
         }
     }
 
@@ -212,41 +212,35 @@ impl Session {
         let input = std::mem::take(&mut self.cold_input);
         let mut state = core.state.borrow_mut();
         let super::core::State { table, writer, .. } = &mut *state;
-        // Usually the value is the only thing that was missing: with what was pending right after an
-        // operation it is what Redis would have answered, a different number for every increment.
-        // After a flush in between the two can no longer be told apart, and the view of now, less
-        // what this group added later, is the answer.
-        let settled = self.cold_settles != core.settles.get();
-        let mut later: HashMap<&[u8], i64> = HashMap::new();
-        for op in self.ops.iter_mut().rev() {
-            let pending = match op.answer {
-                Answer::Cold(pending) => Some(pending),
-                Answer::Unknown => None,
-                _ => continue,
-            };
+        for (index, sum, cold) in self.cold.drain(..) {
+            let op = &mut self.ops[index];
             let key = op.key(&input);
             let Some(view) = table.view(key) else {
                 continue;
             };
-            let after = later.entry(key).or_default();
+            let now = view.value.saturating_add(view.pending);
             if let Some(bad) = view.bad {
                 if op.kind == Kind::Get || table.take_back(key, op.amount, writer) {
                     op.answer = Answer::Bad(bad);
                 }
-            } else if view.known && (pending.is_some() || view.stored) {
-                op.answer = Answer::Value(if settled {
-                    view.value.saturating_add(view.pending).wrapping_sub(*after)
-                } else {
-                    view.value.saturating_add(pending.unwrap_or(0))
-                });
-            } else if let Some(pending) = pending {
-                // The best guess: what was known before the store went back, if anything was.
-                op.answer = Answer::Value(view.value.saturating_add(pending));
-            } else {
+            } else if matches!(op.answer, Answer::Unknown) && !view.stored {
                 op.answer = Answer::Missing;
+            } else {
+                // Also if the value did not come: then on what was last known of it, if anything.
+                op.answer = Answer::Value(cold.answer(sum, now));
             }
-            if op.kind == Kind::Add {
-                *after = after.wrapping_add(op.amount);
+        }
+        for op in &mut self.ops {
+            if let Answer::Aged(pending) = op.answer
+                && let Some(view) = table.view(op.key(&input))
+            {
+                op.answer = if let Some(bad) = view.bad {
+                    Answer::Bad(bad)
+                } else if view.stored || view.pending != 0 {
+                    Answer::Value(view.value.saturating_add(pending))
+                } else {
+                    Answer::Missing
+                };
             }
         }
         drop(state);
@@ -255,7 +249,12 @@ impl Session {
 
     /// The keys that the group waits for.
     pub fn cold_keys(&self) -> Vec<Bytes> {
-        let cold = |op: &&Op| matches!(op.answer, Answer::Cold(_) | Answer::Unknown);
+        let cold = |op: &&Op| {
+            matches!(
+                op.answer,
+                Answer::Cold(_) | Answer::Unknown | Answer::Aged(_)
+            )
+        };
         let mut keys: Vec<&[u8]> = self
             .ops
             .iter()
@@ -612,9 +611,18 @@ impl Session {
         core.apply(input, &mut self.ops);
         let mut cold = false;
         let mut bad = false;
-        for op in &self.ops {
-            cold |= matches!(op.answer, Answer::Cold(_) | Answer::Unknown) && !op.quiet;
+        for (index, op) in self.ops.iter().enumerate() {
             bad |= matches!(op.answer, Answer::Bad(_));
+            match op.answer {
+                Answer::Cold(_) | Answer::Unknown if core.config.load => {
+                    let key = core.loads.cold(op.key(input));
+                    let sum = key.add(if op.kind == Kind::Add { op.amount } else { 0 });
+                    self.cold.push((index, sum, key));
+                    cold |= !op.quiet;
+                }
+                Answer::Aged(_) => cold |= !op.quiet,
+                _ => {}
+            }
         }
         if bad {
             // Looked at again: someone may have mended them.
@@ -627,11 +635,12 @@ impl Session {
                 .collect();
             core.loads.ask(&keys);
         }
-        cold &= core.config.load;
+        if !cold {
+            self.cold.clear();
+        }
         if cold {
             self.cold_input.clear();
             self.cold_input.extend_from_slice(input);
-            self.cold_settles = core.settles.get();
         }
         cold
     }
@@ -643,7 +652,7 @@ impl Session {
         for op in &self.ops {
             match op.answer {
                 Answer::Value(_) | Answer::Cold(_) => taken += u64::from(op.kind == Kind::Add),
-                Answer::Missing | Answer::Unknown => {}
+                Answer::Missing | Answer::Unknown | Answer::Aged(_) => {}
                 _ => errors += 1,
             }
         }
@@ -761,7 +770,7 @@ fn answer(op: &Op, version: Version, out: &mut Out) {
     match (op.kind, op.answer) {
         (Kind::Add, Answer::Value(value) | Answer::Cold(value)) => encode::integer(out, value),
         (Kind::Get, Answer::Value(value) | Answer::Cold(value)) => encode::bulk_integer(out, value),
-        (_, Answer::Missing | Answer::Unknown) => encode::null(out, version),
+        (_, Answer::Missing | Answer::Unknown | Answer::Aged(_)) => encode::null(out, version),
         (_, Answer::Bad(BadValue::WrongType)) => {
             encode::error(out, KeyError::WrongType.to_string());
         }
