@@ -76,6 +76,7 @@ fn is_taken(client: &mut Client, key: &str) -> bool {
 }
 
 /// Guards the budget of the open epoch, also of one that follows what a former process left.
+/// Seen to fail when a restart did not count what was left.
 #[test]
 fn pending_bytes_are_bounded_and_the_error_names_the_limit() {
     let mut redis = RedisServer::start(&KEEPS_ALL);
@@ -123,6 +124,7 @@ fn pending_bytes_are_bounded_and_the_error_names_the_limit() {
 }
 
 /// Guards that evicted keys are read again, and that a key is not evicted while it is unsettled.
+/// Seen to fail when it was.
 #[test]
 fn values_are_right_while_keys_come_and_go_within_the_view_s_limit() {
     const KEYS: usize = 20_000;
@@ -174,6 +176,7 @@ fn values_are_right_while_keys_come_and_go_within_the_view_s_limit() {
     }
 }
 
+/// Guards that a key with something pending is never given up for another.
 #[test]
 fn a_view_full_of_pending_keys_refuses_new_ones_and_names_the_limit() {
     let mut redis = RedisServer::start(&KEEPS_ALL);
@@ -257,7 +260,7 @@ impl Drop for Disk {
 }
 
 /// Guards the preallocation of segments: without it, a write to a full disk through the map would
-/// be a SIGBUS.
+/// be a SIGBUS. Seen to fail when files were only made longer, at their opening and when they grow.
 #[test]
 fn a_disk_that_is_full_while_a_segment_grows_refuses_new_keys_and_loses_nothing() {
     let Some(disk) = Disk::mount("6m") else {
@@ -330,7 +333,8 @@ fn a_disk_that_is_full_while_a_segment_grows_refuses_new_keys_and_loses_nothing(
     assert_eq!(counters.values().sum::<i64>(), taken as i64 + 3 * 49);
 }
 
-/// The epoch stays open where the next segment cannot be had.
+/// The epoch stays open where the next segment cannot be had. Guards the preallocation as well: seen
+/// to fail without.
 #[test]
 fn a_disk_that_is_full_when_a_segment_is_opened_holds_up_flushing_alone() {
     let Some(disk) = Disk::mount("6m") else {
@@ -384,7 +388,7 @@ fn a_disk_that_is_full_when_a_segment_is_opened_holds_up_flushing_alone() {
     }
 }
 
-/// Guards the count of connections.
+/// Guards the count of connections. Seen to fail without.
 #[test]
 fn too_many_connections_are_refused_in_words_and_counted() {
     let redis = RedisServer::start(&[]);
@@ -415,7 +419,7 @@ fn too_many_connections_are_refused_in_words_and_counted() {
     });
 }
 
-/// Guards the bound on answers that wait for one client.
+/// Guards the bound on answers that wait for one client. Seen to fail without.
 #[test]
 fn a_client_that_sends_and_never_reads_takes_bounded_memory_and_disturbs_nobody() {
     const COMMANDS: usize = 400_000;
@@ -506,7 +510,7 @@ fn answers(socket: &Path) -> Option<Client> {
     Some(client)
 }
 
-/// Guards that accepting goes on after the system had no descriptor left.
+/// Guards that accepting goes on after the system had no descriptor left. Seen to fail when it ended.
 #[test]
 fn a_daemon_without_descriptors_serves_whom_it_has_and_recovers_when_clients_leave() {
     let redis = RedisServer::start(&[]);
@@ -540,7 +544,7 @@ fn a_daemon_without_descriptors_serves_whom_it_has_and_recovers_when_clients_lea
     assert!(said <= 6, "said {said} times");
 }
 
-/// Guards the bound on what waits for one subscriber.
+/// Guards the bound on what waits for one subscriber. Seen to fail with a queue of a million.
 #[test]
 fn a_subscriber_that_does_not_keep_up_is_cut_off_and_counted() {
     let redis = RedisServer::start(&[]);
@@ -579,7 +583,7 @@ fn a_subscriber_that_does_not_keep_up_is_cut_off_and_counted() {
     assert!(slow.read_to_end().is_ok(), "its connection has ended");
 }
 
-/// Where the store cannot be reached for long, a signal to flush must not end anything either.
+/// Guards that a stop at a limit keeps what it cannot deliver.
 #[test]
 fn a_full_journal_survives_a_stop() {
     let mut redis = RedisServer::start(&KEEPS_ALL);

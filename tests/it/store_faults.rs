@@ -79,8 +79,9 @@ fn waits_out(redis: &RedisServer, daemon: &Daemon, why: &str, end: impl FnOnce()
     assert_eq!(stat(daemon, "rejected_total"), 0);
 }
 
-/// Guards the sorting of errors into those of a key and those of everything: one of these taken for
-/// a key's own would send its deltas to the rejected file.
+/// Guards that the refusal of a whole transaction is not taken for one of its keys, whose deltas
+/// would then go to the rejected file. (Two checks see to that: the error's code, and that clock and
+/// token are refused as well; it does not fail while one of them stands.)
 #[test]
 fn a_redis_that_refuses_all_writes_is_waited_for() {
     let redis = RedisServer::start(&[]);
@@ -138,6 +139,7 @@ fn a_redis_busy_with_a_script_is_waited_for() {
     });
 }
 
+/// As above, for a server that refuses the connection itself.
 #[test]
 fn a_redis_that_takes_no_more_clients_is_waited_for() {
     let redis = RedisServer::start(&[]);
@@ -195,7 +197,7 @@ fn a_redis_that_loads_its_data_is_waited_for() {
 }
 
 /// What Redis had saved is older than what was flushed. Guards the comparison of the token with
-/// what this node knows to be applied, and that segments are retained.
+/// what this node knows to be applied. Seen to fail when a lower token was taken for the right one.
 #[test]
 fn a_redis_that_comes_back_with_an_older_data_set_gets_what_it_lost() {
     let mut redis = RedisServer::start(&[]);
@@ -240,7 +242,7 @@ fn a_redis_that_comes_back_with_an_older_data_set_gets_what_it_lost() {
 }
 
 /// A quiet node must notice too, before what it retains is too old. Guards the confirmation that
-/// precedes the removal of a segment.
+/// precedes the removal of a segment. Seen to fail when age alone was enough.
 #[test]
 fn a_quiet_daemon_notices_that_redis_lost_its_last_batches() {
     let mut redis = RedisServer::start(&[]);
@@ -288,7 +290,8 @@ fn a_redis_that_lost_everything_gets_what_is_retained() {
 }
 
 /// Emptied by its owner: the same process, without token and clock. What was flushed stays gone,
-/// what is pending arrives. Guards that the server's identity is compared.
+/// what is pending arrives. Guards that the server's identity is compared. Seen to fail when
+/// every emptied store was taken for one that lost its data.
 #[test]
 fn counters_begin_anew_after_a_flushall() {
     let redis = RedisServer::start(&[]);
@@ -313,6 +316,7 @@ fn token(redis: &RedisServer) -> String {
 }
 
 /// Guards against taking an absent token for a store that lost its data: a replay would count twice.
+/// Seen to fail when the clock was not asked, and when a batch that was never sent was called uncertain.
 #[test]
 fn a_token_that_was_deleted_by_hand_makes_nothing_count_twice() {
     for retain in ["30s", "0s"] {
@@ -345,6 +349,7 @@ fn token_deleted(retain: &str) {
 }
 
 /// The one batch of which nobody can tell any more whether it is in: it is set aside, not sent again.
+/// Seen to fail when the clock was not asked.
 #[test]
 fn a_token_deleted_while_a_batch_is_uncertain_sets_that_batch_aside() {
     let redis = RedisServer::start(&[]);
@@ -394,7 +399,7 @@ fn assert_stopped(loser: &Daemon, redis: &RedisServer, total: i64) {
 }
 
 /// Two daemons on copies of one state directory: one of them stops flushing. Guards the signature
-/// of the token by the process.
+/// of the token by the process. Seen to fail when every signature was taken for the own one.
 #[test]
 fn of_two_daemons_with_one_copied_state_directory_one_stops_flushing() {
     let redis = RedisServer::start(&[]);
@@ -421,7 +426,7 @@ fn of_two_daemons_with_one_copied_state_directory_one_stops_flushing() {
 
 /// The original goes on while the copy has not flushed yet: the copy must not take the original's
 /// batch for its own of the same number. Guards that only batches of former processes can have been
-/// applied by them.
+/// applied by them. Seen to fail without that check: the copy's increments were lost in silence.
 #[test]
 fn a_copy_that_flushes_second_stops_and_loses_nothing() {
     let redis = RedisServer::start(&[]);
