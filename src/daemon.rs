@@ -411,7 +411,7 @@ impl IngestThread {
             let core = Rc::clone(&core);
             async move {
                 let open = || core.state.borrow().writer.sync_handle();
-                core.durable.run(open).await;
+                core.durable.run(&core.stats, open).await;
             }
         };
         // Ends when the stages are gone; until then batches may settle, also after the last client.

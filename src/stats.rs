@@ -39,6 +39,8 @@ numbers! {
     connections,
     /// Subscribers cut off because they did not keep up.
     subscribers_dropped_total,
+    /// Times that the journal was synced because clients waited for it.
+    syncs_total,
     /// Keys in memory.
     view_keys,
     /// Memory of the keys, in bytes.

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use crate::journal::SyncHandle;
+use crate::stats::Stats;
 
 /// See the module's documentation.
 #[derive(Default)]
@@ -64,7 +65,7 @@ impl Durable {
     }
 
     /// Syncs whenever someone waits; `open` gives the open segment.
-    pub async fn run(&self, open: impl Fn() -> SyncHandle) {
+    pub async fn run(&self, stats: &Stats, open: impl Fn() -> SyncHandle) {
         loop {
             self.work.notified().await;
             let ticket = self.wanted.get();
@@ -77,7 +78,10 @@ impl Durable {
                 tokio::task::spawn_blocking(move || segments.iter().try_for_each(SyncHandle::sync))
                     .await;
             match synced {
-                Ok(Ok(())) => self.reached.set(ticket),
+                Ok(Ok(())) => {
+                    stats.syncs_total.add(1);
+                    self.reached.set(ticket);
+                }
                 Ok(Err(error)) => {
                     tracing::error!(%error, "the journal cannot be synced: no increment is taken any more");
                     *self.failure.borrow_mut() = Some(error.to_string().into());

@@ -11,6 +11,7 @@ mod chaos;
 mod clients;
 mod crash;
 mod demo;
+mod durable;
 mod exact;
 mod faults;
 mod journal;
