@@ -165,7 +165,7 @@ impl Sample {
 }
 
 /// Protections, each taken out once: the check of a record, of a cell, of the table and of the
-/// header; rebuilding the header; the second first-batch cell; finding the table by its check.
+/// header; rebuilding the header; finding the table by its check.
 #[test]
 fn any_changed_bit_costs_the_record_that_it_is_in_at_most_and_is_noticed() {
     let sample = Sample::new();
@@ -295,10 +295,33 @@ fn a_file_cut_off_anywhere_keeps_what_is_whole_and_all_numbers() {
                 .filter(|(range, key)| key.is_some() && range.end.next_multiple_of(16) > bytes)
                 .count();
             assert_eq!(kept, 8 - cut_off, "{case}");
+            if segment == 0 && bytes >= RECORDS_AT {
+                let examined = found[0].examined.as_ref().expect(&case);
+                assert_eq!(examined.batch_starts.len(), 3, "{case}: numbers lost");
+            }
             // No number is given twice, also when the token is ahead of what is left.
             let used = if segment == 0 { sample.next_batch } else { 8 };
             assert!(plan.next_batch >= used, "{case}: {}", plan.next_batch);
         }
+    }
+}
+
+/// Protection: the second first-batch cell, where there is no neighbour that tells the number.
+#[test]
+fn a_segment_alone_tells_its_number_with_any_byte_of_it_changed() {
+    let sample = Sample::new();
+    for at in
+        (FIRST_BATCH_AT..FIRST_BATCH_AT + 16).chain(FIRST_BATCH_COPY_AT..FIRST_BATCH_COPY_AT + 16)
+    {
+        let mut bytes = sample.segments[1].clone();
+        bytes[at] ^= 0x10;
+        let alone = [Found {
+            number: Sample::numbered(1),
+            examined: examine_bytes(&bytes, sample.expected(1)),
+        }];
+        let plan = plan(&alone, sample.node, true, 1);
+        assert_eq!(plan.fates, [Fate::Use { first_batch: 8 }], "byte {at}");
+        assert_eq!(plan.next_batch, sample.next_batch, "byte {at}");
     }
 }
 
