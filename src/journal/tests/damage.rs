@@ -381,6 +381,31 @@ fn a_sealed_segment_with_lost_boundaries_is_set_aside_whole() {
     );
 }
 
+/// Protection: batches are never numbered like those before them: the token would speak of both.
+#[test]
+fn a_segment_whose_numbers_are_taken_is_set_aside() {
+    let dir = scratch();
+    let found: Vec<Found> = [(1, 10), (2, 11)]
+        .into_iter()
+        .map(|(number, first_batch)| {
+            let path = dir.path().join(number.to_string());
+            let mut writer = Writer::create(path.clone(), header(number, 1), BYTES_MAX).unwrap();
+            writer.begin(first_batch);
+            writer.append(b"a", 1).unwrap();
+            writer.append(b"b", 1).unwrap();
+            drop(writer.seal().unwrap());
+            Found {
+                number,
+                examined: examine_bytes(&fs::read(path).unwrap(), expected(number, 1)),
+            }
+        })
+        .collect();
+    let plan = plan(&found, NODE, true, 1);
+    assert_eq!(plan.fates[0], Fate::Use { first_batch: 10 });
+    assert!(matches!(&plan.fates[1], Fate::SetAside(why) if why.contains("numbered from 11")));
+    assert!(plan.next_batch >= 12);
+}
+
 /// Protection: the salt, which ties a record to its node, segment and place.
 #[test]
 fn a_record_of_another_place_or_segment_is_refused() {
