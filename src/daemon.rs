@@ -37,6 +37,7 @@ use crate::store::redis::{self, RedisConfig, RedisStore};
 use crate::store::{Identity, Store, StoreError};
 use crate::sync::loader::Loader;
 use crate::sync::publisher::Publisher;
+use crate::sync::subscriber::Subscriber;
 
 /// Messages to the counters that may wait; a settled batch is the largest of them.
 const TO_COUNTERS: usize = 64;
@@ -46,8 +47,8 @@ const ANNOUNCEMENTS: usize = 256;
 const WANTED: usize = 1024;
 /// Commands to the flush stage that may wait.
 const COMMANDS: usize = 1024;
-/// Gauges are set so often.
-const GAUGES: Duration = Duration::from_secs(1);
+/// Values age, and gauges are set, so often.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What the world tells the daemon.
 #[derive(Debug)]
@@ -230,6 +231,14 @@ impl<S: Store> Daemon<S> {
             counters: to_counters.clone(),
             stats: Arc::clone(&stats),
         };
+        let subscriber = Subscriber {
+            store: Arc::clone(&store),
+            identity,
+            heartbeat: config.publish.enabled.then_some(config.publish.heartbeat),
+            counters: to_counters.clone(),
+            stop: unwanted.clone(),
+            stats: Arc::clone(&stats),
+        };
         let loader = Loader {
             store,
             wanted,
@@ -244,6 +253,10 @@ impl<S: Store> Daemon<S> {
         stages.spawn(async move {
             publisher.run().await;
             Ok("publisher")
+        });
+        stages.spawn(async move {
+            subscriber.run().await;
+            Ok("subscriber")
         });
         stages.spawn(async move {
             loader.run().await;
@@ -384,13 +397,13 @@ impl IngestThread {
                 let _ = drained.send(());
             }
         };
-        let gauges = {
+        let ticks = {
             let core = Rc::clone(&core);
             async move {
-                let mut tick = tokio::time::interval(GAUGES);
+                let mut tick = tokio::time::interval(TICK);
                 loop {
                     tick.tick().await;
-                    core.refresh_gauges();
+                    core.tick();
                 }
             }
         };
@@ -403,13 +416,13 @@ impl IngestThread {
         };
         // Ends when the stages are gone; until then batches may settle, also after the last client.
         let listening = core.listen(self.messages);
-        tokio::pin!(serving, gauges, durable, listening);
+        tokio::pin!(serving, ticks, durable, listening);
         let mut served = false;
         loop {
             tokio::select! {
                 () = &mut serving, if !served => served = true,
                 () = &mut listening => return,
-                () = &mut gauges => {}
+                () = &mut ticks => {}
                 () = &mut durable => return,
             }
         }
@@ -455,6 +468,7 @@ fn ingest_config(config: &Config) -> IngestConfig {
         epoch_keys_max: config.flush.max_keys,
         load: config.reply.cold == Cold::Load,
         load_timeout: config.reply.load_timeout,
+        view_age_max: config.view.max_age,
         sync_always: config.journal.sync == SyncPolicy::Always,
         connections_max: config.listen.max_connections,
         channel: config.publish.channel.clone(),

@@ -79,6 +79,22 @@ numbers! {
     published_total,
     /// Messages that could not be published.
     publish_errors_total,
+    /// 1 while the subscription to the channel of deltas stands.
+    subscribed,
+    /// Other nodes heard of late.
+    peers,
+    /// Messages of other nodes received.
+    messages_total,
+    /// Values in them.
+    announced_total,
+    /// Milliseconds between the sending of the last message and its arrival, by the two clocks.
+    lag_ms,
+    /// Times that messages were found missing.
+    gaps_total,
+    /// Keys read anew because messages may have been lost.
+    rereads_total,
+    /// Messages that were not understood.
+    malformed_total,
     /// Files that recovery found damaged.
     damaged_files,
     /// Segments retained after they were applied.

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod check;
+pub mod demo;
 pub mod exit;
 pub mod journal;
 pub mod rejected;
@@ -43,8 +44,7 @@ where
             &mut io::stderr(),
         ),
         Command::Run(args) => run::run(Flags::from(args)),
-        // TO FILL IN: a daemon on the embedded store in a temporary directory.
-        Command::Demo(_) => not_built("demo"),
+        Command::Demo(args) => demo::demo(&args),
         Command::Journal(command) => {
             let (out, err) = (&mut io::stdout().lock(), &mut io::stderr());
             match command {
@@ -55,11 +55,6 @@ where
             }
         }
     }
-}
-
-fn not_built(command: &str) -> ExitCode {
-    eprintln!("tallyd: {command}: not built yet");
-    ExitCode::Internal
 }
 
 #[cfg(test)]

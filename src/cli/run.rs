@@ -62,6 +62,11 @@ pub fn report(error: &DaemonError) -> ExitCode {
         .filter(|cause| !shown.contains(cause.as_str()))
         .unwrap_or_default();
     error!("{shown}{cause}");
+    exit_code(error)
+}
+
+/// The exit code for it.
+pub(super) fn exit_code(error: &DaemonError) -> ExitCode {
     match error {
         DaemonError::Listen(crate::ingest::listener::ListenError::Group { .. })
         | DaemonError::Journal(JournalError::Node { .. }) => ExitCode::Configuration,

@@ -1,7 +1,7 @@
 //! One counter: 64 bytes, one cache line, the key inline when it is short.
 
 /// Keys up to this length need no memory of their own.
-pub(super) const INLINE: usize = 28;
+pub(super) const INLINE: usize = 26;
 
 /// The value is the store's, as of `clock`.
 pub(super) const KNOWN: u8 = 1;
@@ -32,16 +32,20 @@ pub(super) struct Entry {
     /// This epoch's journal record.
     pub record: u32,
     pub key_len: u16,
+    /// When `value` was last seen to be the store's, on the table's coarse clock.
+    pub seen: u16,
+    /// The table's generation at that time: in another one messages have been lost since.
+    pub generation: u8,
     pub flags: u8,
     /// Short keys whole; of a long one the place in [`LongKeys`] (4 bytes), then its beginning.
-    key: [u8; INLINE + 1],
+    key: [u8; INLINE],
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
 
 impl Entry {
     pub fn new(key: &[u8], long: &mut LongKeys) -> Self {
-        let mut inline = [0; INLINE + 1];
+        let mut inline = [0; INLINE];
         if key.len() <= INLINE {
             inline[..key.len()].copy_from_slice(key);
         } else {
@@ -55,6 +59,8 @@ impl Entry {
             epoch: 0,
             record: 0,
             key_len: key.len() as u16,
+            seen: 0,
+            generation: 0,
             flags: TAKEN,
             key: inline,
         }
@@ -66,7 +72,7 @@ impl Entry {
             return false;
         }
         if key.len() <= INLINE {
-            self.key[..key.len()] == *key
+            same(&self.key[..key.len()], key)
         } else {
             self.key[4..INLINE] == key[..INLINE - 4] && long.get(self.long()) == key
         }
@@ -97,6 +103,28 @@ impl Entry {
     pub fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// Whether two short keys of one length are equal: a comparison of slices would be a call.
+#[inline]
+fn same(own: &[u8], other: &[u8]) -> bool {
+    // The two ends overlap where they have to.
+    macro_rules! ends {
+        ($word:ty) => {{
+            const BYTES: usize = size_of::<$word>();
+            if let (Some(a), Some(b)) = (own.first_chunk::<BYTES>(), other.first_chunk())
+                && let (Some(c), Some(d)) = (own.last_chunk::<BYTES>(), other.last_chunk())
+            {
+                return <$word>::from_ne_bytes(*a) == <$word>::from_ne_bytes(*b)
+                    && <$word>::from_ne_bytes(*c) == <$word>::from_ne_bytes(*d);
+            }
+        }};
+    }
+    const _: () = assert!(INLINE <= 32);
+    ends!(u128);
+    ends!(u64);
+    ends!(u32);
+    own.iter().eq(other)
 }
 
 /// Keys too long for their entry.
@@ -134,5 +162,28 @@ impl LongKeys {
 
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Fails if either end of a word is left out of the comparison, or the rest of a long key.
+    #[test]
+    fn an_entry_holds_its_own_key_and_none_that_differs_in_a_byte() {
+        let mut long = LongKeys::default();
+        for len in 0..=2 * INLINE {
+            let key: Vec<u8> = (1..=len as u8).collect();
+            let entry = Entry::new(&key, &mut long);
+            assert_eq!(entry.key(&long), key);
+            assert!(entry.holds(&key, &long));
+            for place in 0..len {
+                let mut other = key.clone();
+                other[place] ^= 0x80;
+                assert!(!entry.holds(&other, &long), "{len} bytes, {place}");
+            }
+            assert!(!entry.holds(&[&key[..], b"x"].concat(), &long));
+        }
     }
 }

@@ -4,17 +4,21 @@
 //! record) goes through [`Recorder`], which the journal implements.
 //!
 //! Invariants:
-//! 1. `view = value + pending` fits 64 bits for every entry, always.
+//! 1. `view = value + pending` fits 64 bits after every add that is taken. (A value seen later may
+//!    lead beyond; reads are then answered with the end of the range.)
 //! 2. `pending` is the sum of the amounts taken and not yet settled; a delta that the recorder
 //!    refused was not taken.
 //! 3. An entry with something pending is never evicted.
 
 mod entry;
+mod huge;
 mod prefetch;
 mod table;
 
 pub use prefetch::prefetch;
-pub use table::{Answer, BadValue, Kind, Op, Reach, Table, TableLimits, View};
+pub use table::{
+    Announced, Answer, BadValue, Kind, Observed, Op, Reach, StaleSweep, Table, TableLimits, View,
+};
 
 /// Where the deltas of the open epoch are written down, one record a key.
 pub trait Recorder {
@@ -32,6 +36,9 @@ pub trait Recorder {
     /// # Errors
     /// The record is unchanged.
     fn add(&mut self, record: u32, amount: i64) -> Result<(), RecordError>;
+
+    /// The sum that stands in the record that `append` returned in this epoch.
+    fn delta(&self, record: u32) -> i64;
 
     /// Asks the processor for the record's memory before it is needed.
     fn prefetch(&self, record: u32);

@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, Hasher};
 use super::entry::{
     EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE,
 };
+use super::huge::prefer_large_pages;
 use super::prefetch::prefetch;
 use super::{RecordError, Recorder};
 
@@ -20,8 +21,8 @@ const GROUP: usize = 64;
 /// What one counter costs: its entry, and its share of an index that is 3/8 to 3/4 full.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 16;
 const NONE: u32 = u32::MAX;
-/// So many entries one search for a victim looks at, for each victim wanted.
-const SWEEP: usize = 64;
+/// So many entries one search for a victim looks at, at most: some microseconds.
+const SWEEP: usize = 4096;
 
 /// What a command wants of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +90,8 @@ pub enum Answer {
     Bad(BadValue),
     /// Not taken: the view would leave 64 bits.
     Overflow,
-    /// Not taken: `limits.max_view_bytes` is reached and every entry has something pending.
+    /// Not taken: `limits.max_view_bytes` is reached, and a long search found only entries that
+    /// have something pending.
     Full,
     /// Not taken: the journal refused.
     Record(RecordError),
@@ -111,6 +113,40 @@ pub enum Reach {
     Read,
     /// Announced as the value right after the batch with that clock.
     Announced,
+}
+
+/// What became of a value that was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observed {
+    /// The view is the value's now, or was already.
+    Taken {
+        /// Whether it is another one than before.
+        moved: bool,
+    },
+    /// Older than what is known.
+    Old,
+    /// Nobody here asked for this key.
+    Absent,
+    /// A batch of this node may or may not be part of the value: tell it again when that is settled.
+    Unsettled,
+}
+
+/// Values of one message, their keys one after the other.
+#[derive(Debug, Default)]
+pub struct Announced {
+    /// The keys' bytes.
+    pub keys: Vec<u8>,
+    /// Length of each key, and its value.
+    pub values: Vec<(u32, i64)>,
+    /// The clock of all of them.
+    pub clock: u64,
+}
+
+/// Where a search for stale entries stands: first those that were used of late, then the rest.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StaleSweep {
+    at: usize,
+    rest: bool,
 }
 
 /// What is known of one key.
@@ -150,15 +186,21 @@ pub struct Table {
     taken: usize,
     hand: usize,
     evicted: u64,
+    generation: u8,
+    now: u16,
+    age_max: u16,
 }
 
 impl Table {
     /// An empty table.
     pub fn new(limits: TableLimits) -> Self {
+        // Reserved whole, so that growing copies nothing; the system gives pages when touched.
+        let mut entries =
+            Vec::with_capacity((limits.bytes_max / ENTRY_BYTES).min(NONE as usize - 1));
+        prefer_large_pages(&mut entries);
         Table {
             slots: vec![0; 1024],
-            // Reserved whole, so that growing copies nothing; the system gives pages when touched.
-            entries: Vec::with_capacity((limits.bytes_max / ENTRY_BYTES).min(NONE as usize - 1)),
+            entries,
             long: LongKeys::default(),
             free: Vec::new(),
             hasher: foldhash::fast::RandomState::default(),
@@ -166,6 +208,9 @@ impl Table {
             taken: 0,
             hand: 0,
             evicted: 0,
+            generation: 0,
+            now: 0,
+            age_max: u16::MAX,
         }
     }
 
@@ -211,35 +256,39 @@ impl Table {
             }
         }
         let epoch = recorder.epoch();
-        let mut new_bytes = 0;
         for op in &mut *ops {
-            let key = op.key(input);
-            if op.entry != NONE && !self.entries[op.entry as usize].holds(key, &self.long) {
-                op.entry = self.find(key, op.tag);
-            }
             if op.entry == NONE {
-                new_bytes += entry_bytes(key);
                 continue;
+            }
+            let key = op.key(input);
+            if !self.entries[op.entry as usize].holds(key, &self.long) {
+                op.entry = self.find(key, op.tag);
+                if op.entry == NONE {
+                    continue;
+                }
             }
             let entry = &self.entries[op.entry as usize];
             if entry.epoch == epoch {
                 recorder.prefetch(entry.record);
             }
         }
-        if self.bytes() + new_bytes > self.limits.bytes_max && self.evict(new_bytes) {
-            // What was found may be among the evicted.
-            for op in &mut *ops {
-                op.entry = self.find(op.key(input), op.tag);
-            }
-        }
+        // What was found before an eviction may be among the evicted.
+        let mut stale = false;
+        let mut full = false;
         for op in ops {
             let key = op.key(input);
-            if op.entry == NONE {
-                // An operation before this one may have brought the key in.
+            if op.entry == NONE || stale {
+                // Or an operation before this one has brought the key in.
                 op.entry = self.find(key, op.tag);
             }
             if op.entry == NONE {
-                if self.bytes() + entry_bytes(key) > self.limits.bytes_max {
+                let bytes = entry_bytes(key);
+                if self.bytes() + bytes > self.limits.bytes_max && !full {
+                    stale |= self.evict(bytes);
+                }
+                if self.bytes() + bytes > self.limits.bytes_max {
+                    // One search a group: the next would find no more.
+                    full = true;
                     op.answer = Answer::Full;
                     continue;
                 }
@@ -248,7 +297,7 @@ impl Table {
             let entry = &mut self.entries[op.entry as usize];
             op.answer = match op.kind {
                 Kind::Add => add(entry, key, op.amount, epoch, recorder),
-                Kind::Get => get(entry),
+                Kind::Get => get(entry, self.now, self.age_max),
             };
         }
     }
@@ -271,22 +320,79 @@ impl Table {
     }
 
     /// A delta of `amount` is in the store, which then had `value` at `clock`; or, with `None`,
-    /// was set aside for good and is no longer pending.
-    pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>) {
-        let at = self.find(key, self.tag(key));
+    /// was set aside for good and is no longer pending. `open_epoch` is the recorder's.
+    pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>, open_epoch: u32) {
+        let tag = self.tag(key);
+        let mut at = self.find(key, tag);
         if at == NONE {
-            return; // Evicted: its deltas had cancelled out.
+            if amount == 0 {
+                return;
+            }
+            // Evicted while its deltas cancelled out; without this one, the others no longer do.
+            at = self.insert(key, tag);
+            self.entries[at as usize].flags |= EXISTS;
         }
         let entry = &mut self.entries[at as usize];
         entry.pending = entry.pending.wrapping_sub(amount);
+        if entry.pending == 0 && entry.epoch != open_epoch {
+            // No add is on its way any more that would bring the key about, should it be deleted.
+            entry.epoch = 0;
+        }
+        // Not only a higher clock is news: a key that was evicted amid an epoch stands twice in its
+        // batch, and the second time tells the value after both.
         if let Some((value, clock)) = stored
-            && (clock > entry.clock || !entry.has(KNOWN))
+            && (clock >= entry.clock || !entry.has(KNOWN))
         {
             entry.value = value;
             entry.clock = clock;
+            entry.seen = self.now;
+            entry.generation = self.generation;
             entry.flags |= KNOWN | EXISTS | STORED;
             entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
         }
+    }
+
+    /// Moves the coarse clock by which values age; ticks wrap around.
+    pub fn set_now(&mut self, tick: u16) {
+        self.now = tick;
+    }
+
+    /// Reads of a value older than this many ticks ask for it anew; at most half of the range.
+    pub fn set_age_max(&mut self, ticks: u16) {
+        self.age_max = ticks.min(u16::MAX / 2);
+    }
+
+    /// Messages were lost: every value held may be out of date.
+    pub fn mark_stale(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Goes on looking for keys that were marked stale and not seen since; `false` at the end.
+    /// Looks at a bounded number of entries a call.
+    pub fn next_stale(
+        &self,
+        sweep: &mut StaleSweep,
+        keys_max: usize,
+        keys: &mut Vec<Box<[u8]>>,
+    ) -> bool {
+        for _ in 0..SWEEP {
+            if keys.len() >= keys_max {
+                return true;
+            }
+            let Some(entry) = self.entries.get(sweep.at) else {
+                if sweep.rest {
+                    return false;
+                }
+                *sweep = StaleSweep { at: 0, rest: true };
+                continue;
+            };
+            sweep.at += 1;
+            let stale = entry.has(TAKEN) && entry.has(KNOWN) && entry.generation != self.generation;
+            if stale && (sweep.rest || entry.has(USED)) {
+                keys.push(entry.key(&self.long).into());
+            }
+        }
+        true
     }
 
     /// Undoes an add whose key turned out to hold no counter: the opposite amount is recorded, so
@@ -322,11 +428,69 @@ impl Table {
 
     /// The store has `value` for `key` (`None`: has no such key) as of `clock`.
     ///
-    /// A key that nobody asked for is not brought in. Returns whether the view moved.
-    pub fn observe(&mut self, key: &[u8], value: Option<i64>, clock: u64, reach: Reach) -> bool {
+    /// A key that nobody asked for is not brought in. With `recorder`, a value that may or may not
+    /// contain a sealed delta of this node is left alone; without it, it is taken as it is.
+    pub fn observe(
+        &mut self,
+        key: &[u8],
+        value: Option<i64>,
+        clock: u64,
+        reach: Reach,
+        recorder: Option<&impl Recorder>,
+    ) -> Observed {
         let at = self.find(key, self.tag(key));
+        self.observe_at(at, value, clock, reach, recorder)
+    }
+
+    /// Takes the values of a message, in groups as commands are. `each` hears what became of every
+    /// key.
+    pub fn observe_announced(
+        &mut self,
+        announced: &Announced,
+        recorder: &impl Recorder,
+        mut each: impl FnMut(&[u8], i64, Observed),
+    ) {
+        let mut found = [(0, NONE); GROUP];
+        let mut start = 0;
+        for group in announced.values.chunks(GROUP) {
+            let first = start;
+            let mask = self.slots.len() - 1;
+            for (&(len, _), found) in group.iter().zip(&mut found) {
+                found.0 = self.tag(&announced.keys[start..start + len as usize]);
+                prefetch(&self.slots[found.0 as usize & mask]);
+                start += len as usize;
+            }
+            for found in &mut found[..group.len()] {
+                found.1 = self.candidate(found.0);
+                if found.1 != NONE {
+                    prefetch(&self.entries[found.1 as usize]);
+                }
+            }
+            let mut at = first;
+            for (&(len, value), &(tag, candidate)) in group.iter().zip(&found) {
+                let key = &announced.keys[at..at + len as usize];
+                at += len as usize;
+                let mut entry = candidate;
+                if entry != NONE && !self.entries[entry as usize].holds(key, &self.long) {
+                    entry = self.find(key, tag);
+                }
+                let (clock, reach) = (announced.clock, Reach::Announced);
+                let observed = self.observe_at(entry, Some(value), clock, reach, Some(recorder));
+                each(key, value, observed);
+            }
+        }
+    }
+
+    fn observe_at(
+        &mut self,
+        at: u32,
+        value: Option<i64>,
+        clock: u64,
+        reach: Reach,
+        recorder: Option<&impl Recorder>,
+    ) -> Observed {
         if at == NONE {
-            return false;
+            return Observed::Absent;
         }
         let entry = &mut self.entries[at as usize];
         let news = match reach {
@@ -334,10 +498,27 @@ impl Table {
             Reach::Announced => clock > entry.clock,
         };
         if entry.has(KNOWN) && !news {
-            return false;
+            return Observed::Old;
         }
+        if let Some(recorder) = recorder
+            && entry.pending != 0
+        {
+            let open = if entry.epoch == recorder.epoch() {
+                recorder.delta(entry.record)
+            } else {
+                0
+            };
+            if entry.pending != open {
+                return Observed::Unsettled;
+            }
+        }
+        let moved = !entry.has(KNOWN)
+            || entry.value != value.unwrap_or(0)
+            || entry.has(STORED) != value.is_some();
         entry.value = value.unwrap_or(0);
         entry.clock = clock;
+        entry.seen = self.now;
+        entry.generation = self.generation;
         entry.flags |= KNOWN;
         entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED);
         if value.is_some() {
@@ -346,7 +527,7 @@ impl Table {
         if value.is_some() || entry.epoch != 0 || entry.pending != 0 {
             entry.flags |= EXISTS;
         }
-        true
+        Observed::Taken { moved }
     }
 
     /// The store holds no counter under `key`: adds are refused until a value is seen again.
@@ -434,19 +615,31 @@ impl Table {
 
     fn grow_index(&mut self) {
         let mut slots = vec![0; self.slots.len() * 2];
+        prefer_large_pages(&mut slots);
         for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
             place(&mut slots, slot);
         }
         self.slots = slots;
     }
 
-    /// Gives up entries that hold nothing pending until `bytes` are free or the search has gone
-    /// far enough. Returns whether any was given up.
+    /// Gives up entries that hold nothing pending until there is room for `bytes` more, or the
+    /// search has gone far enough. Returns whether any was given up.
     fn evict(&mut self, bytes: usize) -> bool {
         let before = self.evicted;
-        let wanted = bytes / ENTRY_BYTES + 1;
-        for _ in 0..wanted * SWEEP {
-            if self.bytes() + bytes <= self.limits.bytes_max || self.entries.is_empty() {
+        let from = self.hand;
+        self.sweep(bytes);
+        if self.bytes() + bytes > self.limits.bytes_max {
+            // Over the same entries again, whose bits of recent use are cleared by now: better to
+            // give up one that is used than to refuse a key.
+            self.hand = from;
+            self.sweep(bytes);
+        }
+        self.evicted != before
+    }
+
+    fn sweep(&mut self, bytes: usize) {
+        for _ in 0..SWEEP.min(self.entries.len()) {
+            if self.bytes() + bytes <= self.limits.bytes_max {
                 break;
             }
             self.hand = (self.hand + 1) % self.entries.len();
@@ -461,7 +654,6 @@ impl Table {
             self.remove(self.hand as u32);
             self.evicted += 1;
         }
-        self.evicted != before
     }
 
     fn remove(&mut self, number: u32) {
@@ -474,8 +666,8 @@ impl Table {
         // Close the hole: move back each follower whose own place is at or before it.
         let mut next = (hole + 1) & mask;
         while self.slots[next] != 0 {
-            let home = (self.slots[next] >> 32) as usize & mask;
-            if next.wrapping_sub(home) & mask >= next.wrapping_sub(hole) & mask {
+            let start = (self.slots[next] >> 32) as usize & mask;
+            if next.wrapping_sub(start) & mask >= next.wrapping_sub(hole) & mask {
                 self.slots[hole] = self.slots[next];
                 hole = next;
             }
@@ -523,7 +715,7 @@ fn add(
     let Some(view) = entry.value.checked_add(pending) else {
         return Answer::Overflow;
     };
-    let recorded = if entry.epoch == epoch {
+    let written = if entry.epoch == epoch {
         recorder.add(entry.record, amount)
     } else {
         recorder.append(key, amount).map(|record| {
@@ -531,7 +723,7 @@ fn add(
             entry.epoch = epoch;
         })
     };
-    if let Err(error) = recorded {
+    if let Err(error) = written {
         return Answer::Record(error);
     }
     entry.pending = pending;
@@ -544,15 +736,17 @@ fn add(
 }
 
 #[inline]
-fn get(entry: &mut Entry) -> Answer {
+fn get(entry: &mut Entry, now: u16, age_max: u16) -> Answer {
     entry.flags |= USED;
     if let Some(bad) = bad_value(entry) {
         return Answer::Bad(bad);
     }
     let view = entry.value.saturating_add(entry.pending);
-    if !entry.has(KNOWN) {
+    // Someone who is no tallyd may have set it: after a while it is read again.
+    let aged = now.wrapping_sub(entry.seen) > age_max;
+    if !entry.has(KNOWN) || aged {
         if entry.has(EXISTS) {
-            Answer::Cold(view)
+            Answer::Cold(entry.pending)
         } else {
             Answer::Unknown
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::counters::Announced;
 use crate::journal::{Sealed, Writer};
 use crate::store::{KeyError, Reading, StoreError};
 
@@ -71,6 +72,10 @@ pub enum ToCounters {
         /// In bytes.
         bytes_max: usize,
     },
+    /// Values that another node's batch left behind.
+    Announced(Announced),
+    /// Messages were lost, or may have been: every value held is to be read anew.
+    Stale,
     /// All that was pending when this was asked for has been settled, by the messages before.
     Flushed(oneshot::Sender<()>),
     /// A message of the channel of deltas, for local subscribers.

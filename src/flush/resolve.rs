@@ -8,7 +8,7 @@
 //! | absent, never signed by this node | a new node, or a store that it never reached | go on |
 //! | absent, clock lower than known | the store was emptied or lost its data | by the server: replay, or only go on |
 //! | absent, clock as known or higher | the token alone was deleted or evicted | go on, but never resend what may be in |
-//! | of an unknown run, or higher than anything sealed | another daemon has this node's id | stop |
+//! | of an unknown run, higher than anything sealed, or of a former run and a batch of this one | another daemon has this node's id | stop |
 
 use crate::store::{RunId, Standing};
 
@@ -19,6 +19,8 @@ pub struct Known<'a> {
     pub applied: u64,
     /// The last batch sealed.
     pub sealed: u64,
+    /// No former run has used a higher batch number.
+    pub numbered: u64,
     /// Whether the batch after `applied` may have been sent without a reply.
     pub uncertain: bool,
     /// Every run of this state directory.
@@ -82,6 +84,13 @@ pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
             token.run, known.run
         ));
     }
+    if token.run != known.run && token.batch > known.numbered {
+        // Its number is one of this run's batches: a copy of this directory has used it for its own.
+        return Verdict::Conflict(format!(
+            "run {} has flushed batch {}, and this directory's last batch of a former run is {}",
+            token.run, token.batch, known.numbered
+        ));
+    }
     if token.batch > known.sealed {
         return Verdict::Conflict(format!(
             "the token names batch {}, and the last one sealed here is {}",
@@ -108,6 +117,7 @@ mod tests {
         Known {
             applied,
             sealed,
+            numbered: sealed,
             uncertain,
             runs: &[EARLIER, OURS],
             run: OURS,
@@ -177,6 +187,12 @@ mod tests {
         };
         let earlier = standing(Some((5, EARLIER)), 100, "a");
         assert_eq!(resolve(unclaimed, &earlier), Verdict::Applied(5));
+        let own_batch = Known {
+            numbered: 4,
+            ..unclaimed
+        };
+        let verdict = resolve(own_batch, &earlier);
+        assert!(matches!(verdict, Verdict::Conflict(_)), "{verdict:?}");
     }
 
     #[test]

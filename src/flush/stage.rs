@@ -124,6 +124,8 @@ pub struct Flush<S: Store> {
     retained: VecDeque<(Instant, Arc<Sealed>)>,
     /// The next epoch's segment.
     standby: Option<Writer>,
+    /// What the last epoch's records took.
+    expected_bytes: usize,
     lane: Option<S::Lane>,
     /// What the lane's token names, once this run has signed it.
     token: Option<u64>,
@@ -181,15 +183,19 @@ impl<S: Store> Flush<S> {
             commands: parts.commands,
             seal_wanted: parts.seal_wanted,
             stats: parts.stats,
+            // A former process may have sent the next batch without living to see the reply.
+            uncertain: parts
+                .segments
+                .last()
+                .is_some_and(|last| last.last_batch() > parts.applied),
             queue: parts.segments.into_iter().map(Arc::new).collect(),
             retained: VecDeque::new(),
             standby: None,
+            expected_bytes: 0,
             lane: None,
             token: None,
             confirmed: None,
             applied: parts.applied,
-            // A former process may have sent the next batch without living to see the reply.
-            uncertain: true,
             claimed: false,
             server: None,
             clock: 0,
@@ -323,6 +329,7 @@ impl<S: Store> Flush<S> {
         fail_point("seal.done");
         self.stats.seals_total.add(1);
         self.stats.sealed_keys.add(u64::from(sealed.records()));
+        self.expected_bytes = sealed.bytes();
         self.queue.push_back(Arc::new(sealed));
         self.gauge_bytes();
         self.budget().await?;
@@ -335,10 +342,13 @@ impl<S: Store> Flush<S> {
         }
         let directory = Arc::clone(&self.directory);
         let bytes_max = self.config.pending_bytes_max;
+        let expected = self.expected_bytes;
         let sync = self.config.sync;
         let made = tokio::task::spawn_blocking(move || {
             let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
-            let writer = directory.create_segment(bytes_max)?;
+            let mut writer = directory.create_segment(bytes_max)?;
+            // Without it the segment grows when it must.
+            let _ = writer.expect(expected);
             if sync {
                 directory.sync_names()?;
             }
@@ -496,6 +506,7 @@ impl<S: Store> Flush<S> {
             let known = Known {
                 applied: self.applied,
                 sealed,
+                numbered: self.numbered,
                 uncertain: self.uncertain && !self.queue.is_empty(),
                 runs: &self.runs,
                 run: self.run,
@@ -670,7 +681,9 @@ impl<S: Store> Flush<S> {
                 self.stats.replayed_total.add(1);
                 // What was rejected stays so: it may be replayed from its file by hand.
                 let done = self.done.entry(batch).or_default();
-                done.retain(|_, settled| matches!(settled, Settled::Rejected(_)));
+                done.retain(|_, settled| is_rejected(settled));
+                done.values_mut()
+                    .for_each(|settled| *settled = Settled::Before);
                 let skip = done.keys().copied().collect();
                 let segment = Arc::clone(&segment);
                 self.tell(ToCounters::Restore {
@@ -681,7 +694,7 @@ impl<S: Store> Flush<S> {
                 .await?;
             }
             if segment.first_batch() <= applied {
-                self.note_applied(&segment, to.max(segment.first_batch() - 1));
+                note_applied(&segment, to.max(segment.first_batch() - 1));
             }
         }
         self.gauge();
@@ -773,7 +786,7 @@ impl<S: Store> Flush<S> {
         let done = self.done.remove(&batch).unwrap_or_default();
         let rejected: BTreeMap<usize, Settled> = done
             .iter()
-            .filter(|(_, settled)| matches!(settled, Settled::Rejected(_)))
+            .filter(|(_, settled)| is_rejected(settled))
             .map(|(&index, settled)| (index, settled.clone()))
             .collect();
         let settled: Arc<[Settled]> = (0..deltas)
@@ -785,7 +798,7 @@ impl<S: Store> Flush<S> {
         }
         self.applied = batch;
         self.clock = self.clock.max(clock);
-        self.note_applied(segment, batch);
+        note_applied(segment, batch);
         fail_point("batch.noted");
         self.stats.batches_total.add(1);
         self.stats
@@ -900,13 +913,6 @@ impl<S: Store> Flush<S> {
         fail_point("segment.removed");
     }
 
-    fn note_applied(&self, segment: &Sealed, batch: u64) {
-        if let Err(error) = segment.set_applied(batch) {
-            // Only a hint: the token says the same.
-            warn!(%error, "cannot note progress in {}", segment.path().display());
-        }
-    }
-
     async fn budget(&mut self) -> Result<(), FlushError> {
         let sealed: usize = self.queue.iter().map(|segment| segment.bytes()).sum();
         let bytes_max = self.config.pending_bytes_max.saturating_sub(sealed);
@@ -989,6 +995,13 @@ impl<S: Store> Flush<S> {
     }
 }
 
+fn note_applied(segment: &Sealed, batch: u64) {
+    if let Err(error) = segment.set_applied(batch) {
+        // Only a hint: the token says the same.
+        warn!(%error, "cannot note progress in {}", segment.path().display());
+    }
+}
+
 /// Whether a delta of a batch that was applied without a reply is in the value now there.
 fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64>, KeyError> {
     match value {
@@ -1003,6 +1016,11 @@ fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64
         }
         Ok(value) => Ok(value),
     }
+}
+
+/// Whether the delta is in the rejected file, since now or before.
+fn is_rejected(settled: &Settled) -> bool {
+    matches!(settled, Settled::Rejected(_) | Settled::Before)
 }
 
 /// The first tick comes after one period, as what a former process left has been flushed by then.

@@ -69,6 +69,7 @@ pub fn run(
         Command::Psubscribe => subscribe(core, session, By::Pattern, args, out),
         Command::Unsubscribe => unsubscribe(core, session, By::Channel, args, out),
         Command::Punsubscribe => unsubscribe(core, session, By::Pattern, args, out),
+        Command::Pubsub => pubsub(core, args, out),
         Command::TallyFlush => tally_flush(args, out),
         Command::TallyPending => {
             let pending = core
@@ -171,7 +172,7 @@ fn hello(session: &mut Session, args: Args<'_>, out: &mut Out) -> Option<Next> {
             at += 2;
         } else {
             let option = String::from_utf8_lossy(option);
-            encode::error(out, &format!("ERR Syntax error in HELLO option '{option}'"));
+            encode::error(out, format!("ERR Syntax error in HELLO option '{option}'"));
             return None;
         }
     }
@@ -270,7 +271,7 @@ fn unknown_subcommand(command: &str, args: Args<'_>, out: &mut Out) {
     let sub = String::from_utf8_lossy(&sub[..sub.len().min(128)]);
     encode::error(
         out,
-        &format!("ERR unknown subcommand '{sub}'. Try {command} HELP."),
+        format!("ERR unknown subcommand '{sub}'. Try {command} HELP."),
     );
 }
 
@@ -315,7 +316,7 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
                 ok(out);
             } else {
                 let name = String::from_utf8_lossy(args.get(2)).into_owned();
-                encode::error(out, &format!("ERR Unrecognized option '{name}'"));
+                encode::error(out, format!("ERR Unrecognized option '{name}'"));
             }
         }
         (b"id", 2) => encode::integer(out, session.client.id as i64),
@@ -476,6 +477,36 @@ fn confirm(session: &Session, kind: &[u8], name: Option<&[u8]>, out: &mut Out) {
     encode::integer(out, session.subscriptions as i64);
 }
 
+fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
+    let hub = core.hub.borrow();
+    let sub = args.get(1).to_ascii_lowercase();
+    match (&sub[..], args.len()) {
+        (b"channels", 2 | 3) => {
+            let pattern = (args.len() == 3).then(|| args.get(2));
+            let channels = hub.channels(pattern);
+            encode::array(out, channels.len());
+            channels.iter().for_each(|name| encode::bulk(out, name));
+        }
+        (b"numsub", _) => {
+            encode::array(out, (args.len() - 2) * 2);
+            for name in args.from(2) {
+                encode::bulk(out, name);
+                encode::integer(out, hub.subscribers(name) as i64);
+            }
+        }
+        (b"numpat", 2) => encode::integer(out, hub.patterns() as i64),
+        (b"channels" | b"numpat", _) => {
+            let sub = String::from_utf8_lossy(&sub);
+            encode::error(
+                out,
+                format!("ERR wrong number of arguments for 'pubsub|{sub}' command"),
+            );
+        }
+        _ => unknown_subcommand("PUBSUB", args, out),
+    }
+    None
+}
+
 fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {
     if args.len() > 2 {
         encode::error(
@@ -487,11 +518,10 @@ fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {
     if args.len() == 1 {
         return Some(Next::Flush(None));
     }
-    match parse_i64(args.get(1)).and_then(|ms| u64::try_from(ms).ok()) {
-        Some(ms) => Some(Next::Flush(Some(Duration::from_millis(ms)))),
-        None => {
-            encode::error(out, "ERR timeout is not an integer or out of range");
-            None
-        }
+    if let Some(ms) = parse_i64(args.get(1)).and_then(|ms| u64::try_from(ms).ok()) {
+        Some(Next::Flush(Some(Duration::from_millis(ms))))
+    } else {
+        encode::error(out, "ERR timeout is not an integer or out of range");
+        None
     }
 }

@@ -5,6 +5,7 @@
 //! 2. No message from a stage makes a client wait; no client makes a stage wait.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -14,12 +15,12 @@ use tokio::sync::{Notify, mpsc};
 
 use super::IngestConfig;
 use super::durable::Durable;
-use super::hub::Hub;
+use super::hub::{Hub, KEY_CHANNEL};
 use super::loads::Loads;
-use crate::counters::{BadValue, Op, Reach, Table};
+use crate::counters::{Announced, BadValue, Observed, Op, Reach, Recorder, StaleSweep, Table};
 use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Settled, ToCounters};
-use crate::journal::Writer;
+use crate::journal::{Sealed, Writer};
 use crate::stats::Stats;
 use crate::store::{KeyError, Reading};
 
@@ -34,7 +35,26 @@ pub struct State {
     pub writer: Writer,
     /// Whether the flush stage was asked to seal this epoch early.
     seal_asked: bool,
+    /// Values that may or may not contain a batch of this node whose answer is still under way.
+    unsettled: HashMap<Bytes, Unsettled>,
+    /// The search for values to be read anew, while it goes on.
+    sweep: Option<StaleSweep>,
+    /// Keys of that search that are being read.
+    sweeping: usize,
+    /// The clock of the last reading: if the next one is lower, the store went back.
+    clock_read: u64,
 }
+
+struct Unsettled {
+    value: Option<i64>,
+    clock: u64,
+    reach: Reach,
+}
+
+/// Values that may wait for a batch to settle; beyond it the view is read anew.
+const UNSETTLED_MAX: usize = 100_000;
+/// Keys of one step of the search for stale values.
+const SWEEP_KEYS: usize = 1000;
 
 /// What all connections share.
 pub struct Core {
@@ -48,6 +68,8 @@ pub struct Core {
     pub replies: RefCell<Vec<u8>>,
     /// What all clients hold in unread answers and unfinished commands, in bytes.
     pub client_bytes: Cell<usize>,
+    /// Batches settled so far.
+    pub settles: Cell<u64>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// Clients that wait for values.
@@ -86,18 +108,30 @@ pub struct Parts {
 
 impl Core {
     /// Builds it; nothing runs yet.
-    pub fn new(parts: Parts) -> Rc<Self> {
+    pub fn new(mut parts: Parts) -> Rc<Self> {
         let load_timeout = parts.config.load_timeout;
+        if parts.config.load {
+            // Ages are counted in seconds.
+            let ticks = parts.config.view_age_max.as_secs().max(1);
+            parts
+                .table
+                .set_age_max(u16::try_from(ticks).unwrap_or(u16::MAX));
+        }
         Rc::new(Core {
             config: parts.config,
             state: RefCell::new(State {
                 table: parts.table,
                 writer: parts.writer,
                 seal_asked: false,
+                unsettled: HashMap::new(),
+                sweep: None,
+                sweeping: 0,
+                clock_read: 0,
             }),
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             client_bytes: Cell::new(0),
+            settles: Cell::new(0),
             stats: parts.stats,
             loads: Loads::new(parts.wanted, load_timeout),
             durable: Durable::default(),
@@ -117,6 +151,7 @@ impl Core {
             table,
             writer,
             seal_asked,
+            ..
         } = &mut *state;
         table.apply(input, ops, writer);
         if writer.records() as usize >= self.config.epoch_keys_max && !*seal_asked {
@@ -149,24 +184,31 @@ impl Core {
         self.stats.pending_since_ms.set(self.pending_since.get());
     }
 
-    fn hear(&self, message: ToCounters) {
+    /// What has to be done now and then: ages, values that waited too long, a search that stalled.
+    pub fn tick(&self) {
+        self.refresh_gauges();
         let mut state = self.state.borrow_mut();
-        let State {
-            table,
-            writer,
-            seal_asked,
-        } = &mut *state;
+        state.table.set_now(self.started.elapsed().as_secs() as u16);
+        self.retry_unsettled(&mut state, true);
+        // A failed read ends a step without a reading of its own.
+        state.sweeping = 0;
+        self.continue_sweep(&mut state);
+    }
+
+    fn hear(&self, message: ToCounters) {
+        let mut borrowed = self.state.borrow_mut();
+        let state = &mut *borrowed;
         match message {
             ToCounters::Seal { mut next, closed } => {
                 // An epoch that was never acknowledged to anyone is not worth a segment.
-                let answer = if writer.records() == 0 {
+                let answer = if state.writer.records() == 0 {
                     Closed::Empty(next)
                 } else {
-                    self.durable.also(writer.sync_handle());
-                    next.begin(writer.next_first_batch());
-                    *seal_asked = false;
+                    self.durable.also(state.writer.sync_handle());
+                    next.begin(state.writer.next_first_batch());
+                    state.seal_asked = false;
                     fail_point("epoch.closed");
-                    Closed::Epoch(std::mem::replace(writer, next))
+                    Closed::Epoch(std::mem::replace(&mut state.writer, next))
                 };
                 // If the flush stage is gone, the segment is dropped whole and recovered later.
                 let _ = closed.send(answer);
@@ -177,21 +219,8 @@ impl Core {
                 settled,
                 clock,
             } => {
-                for (delta, settled) in segment.batch(batch).zip(settled.iter()) {
-                    match settled {
-                        Settled::Stored(value) => {
-                            let stored = value.map(|value| (value, clock));
-                            table.settle(delta.key, delta.amount, stored);
-                        }
-                        Settled::Rejected(error) => {
-                            table.settle(delta.key, delta.amount, None);
-                            if let Some(bad) = bad_value(error) {
-                                table.observe_bad(delta.key, bad);
-                            }
-                        }
-                        Settled::Before => {}
-                    }
-                }
+                self.settle(state, &segment, batch, &settled, clock);
+                self.retry_unsettled(state, false);
             }
             ToCounters::Restore {
                 segment,
@@ -200,18 +229,26 @@ impl Core {
             } => {
                 for (index, delta) in segment.batch(batch).enumerate() {
                     if !skip.contains(&index) {
-                        table.restore(delta.key, delta.amount);
+                        state.table.restore(delta.key, delta.amount);
                     }
                 }
             }
-            ToCounters::ForgetClocks => table.forget_clocks(),
+            ToCounters::ForgetClocks => went_back(state),
             ToCounters::Loaded { keys, reading } => {
                 if let Ok(reading) = &reading {
-                    observe(table, &keys, reading);
+                    if reading.clock < state.clock_read {
+                        went_back(state);
+                    }
+                    state.clock_read = reading.clock;
+                    self.read(state, &keys, reading);
+                    state.sweeping = state.sweeping.saturating_sub(keys.len());
                 }
                 self.loads.arrived(&keys, reading.is_ok());
+                self.continue_sweep(state);
             }
-            ToCounters::Budget { bytes_max } => writer.set_bytes_max(bytes_max),
+            ToCounters::Announced(announced) => self.announced(state, &announced),
+            ToCounters::Stale => self.mark_stale(state),
+            ToCounters::Budget { bytes_max } => state.writer.set_bytes_max(bytes_max),
             ToCounters::Flushed(done) => {
                 // Whoever asked may have gone.
                 let _ = done.send(());
@@ -222,21 +259,190 @@ impl Core {
                     .publish(self.config.channel.as_bytes(), &text, &self.stats);
             }
         }
-        self.stats.view_evictions_total.set(table.evicted());
+        self.stats
+            .view_evictions_total
+            .set(borrowed.table.evicted());
+    }
+
+    fn settle(
+        &self,
+        state: &mut State,
+        segment: &Sealed,
+        batch: u64,
+        settled: &[Settled],
+        clock: u64,
+    ) {
+        self.settles.set(self.settles.get() + 1);
+        let epoch = state.writer.epoch();
+        let watched = self.hub.borrow().watches_keys();
+        let table = &mut state.table;
+        for (delta, settled) in segment.batch(batch).zip(settled) {
+            match settled {
+                Settled::Stored(value) => {
+                    let stored = value.map(|value| (value, clock));
+                    table.settle(delta.key, delta.amount, stored, epoch);
+                    if let Some(value) = value
+                        && watched
+                    {
+                        self.tell_watchers(delta.key, *value);
+                    }
+                }
+                Settled::Rejected(error) => {
+                    table.settle(delta.key, delta.amount, None, epoch);
+                    if let Some(bad) = bad_value(error) {
+                        table.observe_bad(delta.key, bad);
+                    }
+                }
+                Settled::Before => {}
+            }
+        }
+    }
+
+    fn announced(&self, state: &mut State, announced: &Announced) {
+        let State {
+            table,
+            writer,
+            unsettled,
+            ..
+        } = state;
+        let watched = self.hub.borrow().watches_keys();
+        let mut full = false;
+        table.observe_announced(announced, writer, |key, value, observed| match observed {
+            Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
+                let (value, reach) = (Some(value), Reach::Announced);
+                keep_newest(
+                    unsettled,
+                    key,
+                    Unsettled {
+                        value,
+                        clock: announced.clock,
+                        reach,
+                    },
+                );
+            }
+            Observed::Unsettled => full = true,
+            Observed::Taken { moved: true } | Observed::Absent if watched => {
+                self.tell_watchers(key, value);
+            }
+            Observed::Taken { .. } | Observed::Old | Observed::Absent => {}
+        });
+        if full {
+            self.mark_stale(state);
+        }
+    }
+
+    fn read(&self, state: &mut State, keys: &[Bytes], reading: &Reading) {
+        let watched = self.hub.borrow().watches_keys();
+        let State {
+            table,
+            writer,
+            unsettled,
+            ..
+        } = state;
+        for (key, value) in keys.iter().zip(&reading.values) {
+            match value {
+                Ok(value) => {
+                    let (value, clock, reach) = (*value, reading.clock, Reach::Read);
+                    match table.observe(key, value, clock, reach, Some(&*writer)) {
+                        Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
+                            keep_newest(
+                                unsettled,
+                                key,
+                                Unsettled {
+                                    value,
+                                    clock,
+                                    reach,
+                                },
+                            );
+                        }
+                        Observed::Taken { moved: true } if watched => {
+                            self.tell_watchers(key, value.unwrap_or(0));
+                        }
+                        _ => {}
+                    }
+                }
+                Err(error) => {
+                    if let Some(bad) = bad_value(error) {
+                        table.observe_bad(key, bad);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Values that had to wait for a batch; with `all`, also those whose batch is still under way,
+    /// so that a store that is slow to answer this node does not hide what others do.
+    fn retry_unsettled(&self, state: &mut State, all: bool) {
+        let State {
+            table,
+            writer,
+            unsettled,
+            ..
+        } = state;
+        if unsettled.is_empty() {
+            return;
+        }
+        let recorder = (!all).then_some(&*writer);
+        unsettled.retain(|key, seen| {
+            let observed = table.observe(key, seen.value, seen.clock, seen.reach, recorder);
+            if observed == (Observed::Taken { moved: true }) {
+                self.tell_watchers(key, seen.value.unwrap_or(0));
+            }
+            observed == Observed::Unsettled
+        });
+    }
+
+    fn mark_stale(&self, state: &mut State) {
+        state.table.mark_stale();
+        state.sweep = Some(StaleSweep::default());
+        self.continue_sweep(state);
+    }
+
+    /// One bounded step of reading stale values anew; the next follows when it is answered.
+    fn continue_sweep(&self, state: &mut State) {
+        if state.sweeping > 0 {
+            return;
+        }
+        let Some(sweep) = &mut state.sweep else {
+            return;
+        };
+        let mut keys = Vec::new();
+        let mut more = true;
+        while keys.is_empty() && more {
+            more = state.table.next_stale(sweep, SWEEP_KEYS, &mut keys);
+        }
+        if !more {
+            state.sweep = None;
+        }
+        if !keys.is_empty() {
+            state.sweeping = keys.len();
+            self.stats.rereads_total.add(keys.len() as u64);
+            let keys: Vec<Bytes> = keys.into_iter().map(Bytes::from).collect();
+            self.loads.ask(&keys);
+        }
+    }
+
+    /// Tells those who watch one counter, if there are any.
+    fn tell_watchers(&self, key: &[u8], value: i64) {
+        let channel = [KEY_CHANNEL, key].concat();
+        let mut hub = self.hub.borrow_mut();
+        hub.publish(&channel, value.to_string().as_bytes(), &self.stats);
     }
 }
 
-fn observe(table: &mut Table, keys: &[Bytes], reading: &Reading) {
-    for (key, value) in keys.iter().zip(&reading.values) {
-        match value {
-            Ok(value) => {
-                table.observe(key, *value, reading.clock, Reach::Read);
-            }
-            Err(error) => {
-                if let Some(bad) = bad_value(error) {
-                    table.observe_bad(key, bad);
-                }
-            }
+fn went_back(state: &mut State) {
+    tracing::warn!("the store went back in time: all values are read anew");
+    state.table.forget_clocks();
+    state.unsettled.clear();
+    state.clock_read = 0;
+}
+
+fn keep_newest(unsettled: &mut HashMap<Bytes, Unsettled>, key: &[u8], new: Unsettled) {
+    match unsettled.get_mut(key) {
+        Some(known) if known.clock > new.clock => {}
+        Some(known) => *known = new,
+        None => {
+            unsettled.insert(Bytes::copy_from_slice(key), new);
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Each has a bounded queue; one that does not keep up is cut off and counted, as Redis does, so
 //! that it can neither fill the memory nor hold up anyone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use tokio::sync::mpsc;
@@ -12,6 +12,8 @@ use super::listener::Client;
 use crate::stats::Stats;
 use crate::wire::encode::{self, Version};
 
+/// Before a key: the channel that tells its value whenever it changed.
+pub const KEY_CHANNEL: &[u8] = b"tallyd:key:";
 /// Messages that may wait for one subscriber.
 pub const QUEUE: usize = 256;
 
@@ -88,6 +90,45 @@ impl Hub {
         names
             .map(|names| names.iter().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// Whether anyone may want to know of single keys. Patterns are taken for a yes.
+    pub fn watches_keys(&self) -> bool {
+        self.subscribers.values().any(|subscriber| {
+            !subscriber.patterns.is_empty()
+                || subscriber
+                    .channels
+                    .iter()
+                    .any(|name| name.starts_with(KEY_CHANNEL))
+        })
+    }
+
+    /// Channels with a subscriber that match `pattern`, each once.
+    pub fn channels(&self, pattern: Option<&[u8]>) -> BTreeSet<&[u8]> {
+        let all = self
+            .subscribers
+            .values()
+            .flat_map(|subscriber| &subscriber.channels);
+        all.map(Vec::as_slice)
+            .filter(|name| pattern.is_none_or(|p| glob(p, name)))
+            .collect()
+    }
+
+    /// How many subscribe to exactly this channel.
+    pub fn subscribers(&self, channel: &[u8]) -> usize {
+        self.subscribers
+            .values()
+            .filter(|s| s.channels.contains(channel))
+            .count()
+    }
+
+    /// How many different patterns there are.
+    pub fn patterns(&self) -> usize {
+        let all = self
+            .subscribers
+            .values()
+            .flat_map(|subscriber| &subscriber.patterns);
+        all.collect::<BTreeSet<_>>().len()
     }
 
     /// Forgets a client.

@@ -10,7 +10,7 @@
 //! - [`core`]: the counters' owner: table, open segment, messages from the stages
 //! - [`loads`]: clients that wait for a value of the store
 //! - [`durable`]: clients that wait for the disk
-//! - [`hub`]: subscribers
+//! - [`hub`]: who subscribes to what
 //! - [`report`]: `INFO`, `TALLY.STATS`
 
 pub mod commands;
@@ -36,6 +36,8 @@ pub struct IngestConfig {
     pub load: bool,
     /// How long an answer waits for that.
     pub load_timeout: Duration,
+    /// A read of a value that was not seen for so long asks the store anew.
+    pub view_age_max: Duration,
     /// Whether answers wait until the journal is on the disk.
     pub sync_always: bool,
     /// Connections at a time.

@@ -112,6 +112,8 @@ pub struct Session {
     raw: Vec<u8>,
     /// The input of a group that waits for values.
     cold_input: Vec<u8>,
+    /// How many batches had been settled when that group was applied.
+    cold_settles: u64,
 }
 
 impl Session {
@@ -131,6 +133,7 @@ impl Session {
             pieces: Vec::new(),
             raw: Vec::new(),
             cold_input: Vec::new(),
+            cold_settles: 0,
         }
     }
 
@@ -183,7 +186,7 @@ impl Session {
                         return (at, Next::Cold);
                     }
                     core.stats.errors_total.add(1);
-                    encode::error(out, &format!("ERR {error}"));
+                    encode::error(out, format!("ERR {error}"));
                     return (input.len(), Next::Close);
                 }
             };
@@ -209,7 +212,11 @@ impl Session {
         let input = std::mem::take(&mut self.cold_input);
         let mut state = core.state.borrow_mut();
         let super::core::State { table, writer, .. } = &mut *state;
-        // What this group added to a key after an operation is not part of its answer.
+        // Usually the value is the only thing that was missing: with what was pending right after an
+        // operation it is what Redis would have answered, a different number for every increment.
+        // After a flush in between the two can no longer be told apart, and the view of now, less
+        // what this group added later, is the answer.
+        let settled = self.cold_settles != core.settles.get();
         let mut later: HashMap<&[u8], i64> = HashMap::new();
         for op in self.ops.iter_mut().rev() {
             let pending = match op.answer {
@@ -222,14 +229,20 @@ impl Session {
                 continue;
             };
             let after = later.entry(key).or_default();
-            let now = view.value.saturating_add(view.pending).wrapping_sub(*after);
             if let Some(bad) = view.bad {
                 if op.kind == Kind::Get || table.take_back(key, op.amount, writer) {
                     op.answer = Answer::Bad(bad);
                 }
             } else if view.known && (pending.is_some() || view.stored) {
-                op.answer = Answer::Value(now);
-            } else if pending.is_none() {
+                op.answer = Answer::Value(if settled {
+                    view.value.saturating_add(view.pending).wrapping_sub(*after)
+                } else {
+                    view.value.saturating_add(pending.unwrap_or(0))
+                });
+            } else if let Some(pending) = pending {
+                // The best guess: what was known before the store went back, if anything was.
+                op.answer = Answer::Value(view.value.saturating_add(pending));
+            } else {
                 op.answer = Answer::Missing;
             }
             if op.kind == Kind::Add {
@@ -618,6 +631,7 @@ impl Session {
         if cold {
             self.cold_input.clear();
             self.cold_input.extend_from_slice(input);
+            self.cold_settles = core.settles.get();
         }
         cold
     }
@@ -736,10 +750,10 @@ fn needs_all_answered(command: Command) -> bool {
 }
 
 fn exists(op: &Op) -> bool {
-    match op.answer {
-        Answer::Value(_) | Answer::Cold(_) | Answer::Bad(_) => true,
-        _ => false,
-    }
+    matches!(
+        op.answer,
+        Answer::Value(_) | Answer::Cold(_) | Answer::Bad(_)
+    )
 }
 
 #[inline]
@@ -749,16 +763,16 @@ fn answer(op: &Op, version: Version, out: &mut Out) {
         (Kind::Get, Answer::Value(value) | Answer::Cold(value)) => encode::bulk_integer(out, value),
         (_, Answer::Missing | Answer::Unknown) => encode::null(out, version),
         (_, Answer::Bad(BadValue::WrongType)) => {
-            encode::error(out, &KeyError::WrongType.to_string())
+            encode::error(out, KeyError::WrongType.to_string());
         }
         (_, Answer::Bad(BadValue::NotInteger)) => {
-            encode::error(out, &KeyError::NotInteger.to_string());
+            encode::error(out, KeyError::NotInteger.to_string());
         }
-        (_, Answer::Overflow) => encode::error(out, &KeyError::Overflow.to_string()),
+        (_, Answer::Overflow) => encode::error(out, KeyError::Overflow.to_string()),
         (_, Answer::Full) => encode::error(
             out,
             "OOM limits.max_view_bytes is reached, and every key in memory has deltas pending",
         ),
-        (_, Answer::Record(error)) => encode::error(out, &error.to_string()),
+        (_, Answer::Record(error)) => encode::error(out, error.to_string()),
     }
 }

@@ -124,7 +124,7 @@ pub struct Recovery {
 
 impl Directory {
     /// Locks the directory, making it if it is not there, recovers its segments and opens a new one
-    /// with room for `bytes_max` bytes of records.
+    /// with room for `bytes_max` bytes of records, less what is pending already.
     ///
     /// # Errors
     /// See [`JournalError`]; what was acknowledged is left as it was.
@@ -175,7 +175,11 @@ impl Directory {
         // On disk before a segment or a token can carry them.
         directory.write_node()?;
         fail_point("recover.named");
-        let mut open = directory.create_segment(bytes_max)?;
+        // What a former process left pending counts against the limit too.
+        let pending = recovery.segments.iter();
+        let pending = pending.filter(|segment| segment.last_batch() > recovery.applied);
+        let pending: usize = pending.map(Sealed::bytes).sum();
+        let mut open = directory.create_segment(bytes_max.saturating_sub(pending))?;
         fail_point("recover.created");
         open.begin(recovery.next_batch);
         fail_point("recover.begun");

@@ -4,7 +4,7 @@
 //! updated in place through a memory map. It costs no system call an increment and grows with
 //! distinct keys, not with traffic. A sealed segment *is* the list of batches to send.
 //!
-//! - [`format`]: the bytes
+//! - [`mod@format`]: the bytes
 //! - [`segment`]: the open segment and the sealed ones
 //! - [`examine`]: a file as it lies on the disk, sound or not
 //! - [`plan`]: what recovery does with each file

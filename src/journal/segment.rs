@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions, RemapOptions};
 use rustix::fs::{FallocateFlags, fallocate};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -33,6 +33,10 @@ use crate::store::Delta;
 
 /// A new segment's size in bytes: room for some 30,000 short keys before it first grows.
 const BYTES_INITIAL: usize = 1 << 20;
+
+/// No more is made ready in advance, in bytes: an epoch that grew while the store was away is no
+/// measure for the next.
+const BYTES_EXPECTED_MAX: usize = 16 << 20;
 
 /// The open segment. Lives on the ingest thread.
 pub struct Writer {
@@ -89,6 +93,21 @@ impl Writer {
                 Err(error)
             }
         }
+    }
+
+    /// Makes room for so many bytes of records before they come, with the pages already there: what
+    /// the last epoch needed, the next one is likely to need. Does file I/O: not for the ingest
+    /// thread.
+    ///
+    /// # Errors
+    /// What the file system says; the segment is as usable as before.
+    pub fn expect(&mut self, bytes: usize) -> io::Result<()> {
+        let bytes = (RECORDS_AT + bytes.min(BYTES_EXPECTED_MAX)).next_multiple_of(4096);
+        if bytes > self.map.len() {
+            fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as u64)?;
+            self.map = map_populated(&self.file, bytes)?;
+        }
+        Ok(())
     }
 
     /// Takes up a segment that a process left open, or that was damaged, to seal it. Header and
@@ -209,7 +228,12 @@ impl Writer {
     fn grow(&mut self, needed: usize) -> io::Result<()> {
         let bytes = (self.map.len() * 2).max(needed).next_multiple_of(4096);
         fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as u64)?;
-        self.map = map_mut(&self.file, bytes)?;
+        // SAFETY: as for `map_mut`. Moved rather than mapped anew, because pages that were touched
+        // would each fault again (measured: 4 ns an increment over a million keys).
+        #[allow(unsafe_code)]
+        unsafe {
+            self.map.remap(bytes, RemapOptions::new().may_move(true))?;
+        }
         Ok(())
     }
 }
@@ -261,6 +285,11 @@ impl Recorder for Writer {
             .wrapping_add(DELTA_FACTOR.wrapping_mul(amount as u64));
         store16(&mut self.map, at, sum as u64, check);
         Ok(())
+    }
+
+    #[inline]
+    fn delta(&self, record: u32) -> i64 {
+        format::u64_at(&self.map, record as usize * 16) as i64
     }
 
     #[inline]
@@ -439,6 +468,12 @@ pub(super) fn map_mut(file: &File, bytes: usize) -> io::Result<MmapMut> {
     // SAFETY: the file is ours alone (the directory is locked), is at least `bytes` long by
     // `fallocate`, and is shortened only after this map is gone.
     unsafe { MmapOptions::new().len(bytes).map_mut(file) }
+}
+
+#[allow(unsafe_code)]
+fn map_populated(file: &File, bytes: usize) -> io::Result<MmapMut> {
+    // SAFETY: as for `map_mut`.
+    unsafe { MmapOptions::new().len(bytes).populate().map_mut(file) }
 }
 
 #[allow(unsafe_code)]

@@ -22,7 +22,7 @@ use tokio::task::spawn_blocking;
 
 use super::{
     Claim, Delta, Identity, KeyError, Lane, NodeId, Outcome, READ_KEYS_MAX, Reading, Refusal,
-    Standing, Store, StoreError, Token, clock_key, token_key,
+    Silence, Standing, Store, StoreError, Token, clock_key, token_key,
 };
 
 /// Key to value.
@@ -240,6 +240,7 @@ async fn blocking<T: Send + 'static>(
 
 impl Store for EmbeddedStore {
     type Lane = EmbeddedLane;
+    type Feed = Silence;
 
     async fn connect(&self) -> Result<(EmbeddedLane, Standing), StoreError> {
         let identity = self.identity;
@@ -265,6 +266,10 @@ impl Store for EmbeddedStore {
     /// Does nothing: there are no other hosts to tell.
     async fn publish(&self, _message: &[u8]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn subscribe(&self) -> Result<Silence, StoreError> {
+        Ok(Silence)
     }
 }
 

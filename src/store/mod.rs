@@ -253,6 +253,8 @@ pub const READ_KEYS_MAX: usize = 1_000;
 pub trait Store: Send + Sync + 'static {
     /// Its exclusive connection for batches.
     type Lane: Lane;
+    /// Its subscription to the channel of deltas.
+    type Feed: Feed;
 
     /// Opens a new connection that nothing else uses, makes sure that exactly-once is possible on
     /// it, watches the token and reads it.
@@ -273,6 +275,34 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Any [`StoreError`]: the message may or may not have gone out, and is not sent again.
     fn publish(&self, message: &[u8]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Subscribes to the channel of deltas.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; the caller retries with back-off.
+    fn subscribe(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
+}
+
+/// A subscription.
+pub trait Feed: Send + 'static {
+    /// The next message, as it was published.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]: messages may have been lost; subscribe anew.
+    ///
+    /// # Cancel safety
+    /// No message is lost when the future is dropped.
+    fn next(&mut self) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+}
+
+/// The subscription to a store that has one daemon only: nothing ever comes.
+#[derive(Debug)]
+pub struct Silence;
+
+impl Feed for Silence {
+    async fn next(&mut self) -> Result<Bytes, StoreError> {
+        std::future::pending().await
+    }
 }
 
 /// One exclusive connection with one batch in flight at most.

@@ -18,6 +18,7 @@
 
 mod codec;
 mod exchange;
+mod feed;
 mod handshake;
 mod lane;
 mod reads;
@@ -38,6 +39,7 @@ pub use self::lane::RedisLane;
 use self::reads::Shared;
 use self::stream::Connector;
 use super::{Identity, READ_KEYS_MAX, Reading, Standing, Store, StoreError};
+pub use feed::RedisFeed;
 
 /// What a flush promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,6 +129,7 @@ impl RedisStore {
 
 impl Store for RedisStore {
     type Lane = RedisLane;
+    type Feed = RedisFeed;
 
     async fn connect(&self) -> Result<(RedisLane, Standing), StoreError> {
         let stream = self.connector.connect().await?;
@@ -153,5 +156,12 @@ impl Store for RedisStore {
 
     async fn publish(&self, message: &[u8]) -> Result<(), StoreError> {
         self.publishing.publish(message).await
+    }
+
+    async fn subscribe(&self) -> Result<RedisFeed, StoreError> {
+        let stream = self.connector.connect().await?;
+        let address = self.connector.address().clone();
+        let wire = Wire::new(stream, address, self.config.timeouts.connect);
+        RedisFeed::open(wire, &self.config).await
     }
 }

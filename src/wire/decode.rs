@@ -1,10 +1,15 @@
 //! Bytes to commands, as Redis does it: RESP arrays of bulk strings, and inline commands.
 //!
 //! Invariants:
-//! 1. `at <= input.len()`: what lies before `at` has been decoded and is not looked at again, so a
-//!    command that arrives a byte at a time costs no more than one that arrives whole.
-//! 2. Nothing is allocated for a length that was announced; only bytes that came count.
-//! 3. The same bytes give the same commands however they are cut.
+//! 1. `at <= input.len()`: what lies before `at` has been decoded, and what lies before `searched`
+//!    holds no end of a line; neither is looked at again, so a command that arrives a byte at a
+//!    time costs no more than one that arrives whole.
+//! 2. Nothing is allocated for a length that was announced; only bytes that came count. What a
+//!    large command took is given back when the next one is asked for.
+//! 3. The same bytes give the same commands and the same refusal however they are cut: limits are
+//!    places in the frame, not amounts of input.
+//!
+//! The caller hands in, each time, the input from the first byte of the unfinished command on.
 
 use std::ops::Range;
 
@@ -16,6 +21,8 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const ARGS_MAX: i64 = 1 << 20;
 /// A line: an inline command, or a length (Redis: `PROTO_INLINE_MAX_SIZE`).
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
+/// Arguments whose places a decoder keeps room for between commands.
+const ARGS_KEPT: usize = 64;
 
 /// What was found at the beginning of the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +45,7 @@ pub enum ProtocolError {
     #[error("Protocol error: invalid bulk length")]
     BulkLength,
     /// Something else where `$` was due.
-    #[error("Protocol error: expected '$', got '{}'", char::from(*.0))]
+    #[error("Protocol error: expected '$', got '{}'", printable(*.0))]
     ExpectedBulk(u8),
     /// A line without end.
     #[error("Protocol error: too big mbulk count string")]
@@ -57,6 +64,15 @@ pub enum ProtocolError {
     TooLarge,
 }
 
+fn printable(byte: u8) -> char {
+    match byte {
+        // As Redis: no line breaks within an error.
+        b'\r' | b'\n' => ' ',
+        b' '..=b'~' => byte as char,
+        _ => '?',
+    }
+}
+
 /// Where the decoding of one connection stands.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -68,6 +84,8 @@ pub struct Decoder {
     /// Length of the bulk string whose bytes are due.
     bulk: Option<usize>,
     at: usize,
+    /// Where the search for the end of the current line goes on.
+    searched: usize,
 }
 
 impl Decoder {
@@ -76,6 +94,11 @@ impl Decoder {
     /// # Errors
     /// See [`ProtocolError`]; the connection is to be closed after the error is told.
     pub fn decode(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
+        if !self.is_amid() && (self.args.capacity() > ARGS_KEPT || self.inline.is_some()) {
+            // One large command is no reason to keep the memory while the connection is idle.
+            self.args = Vec::new();
+            self.inline = None;
+        }
         let step = self.step(input)?;
         match step {
             Step::Incomplete if input.len() > FRAME_BYTES_MAX => {
@@ -84,6 +107,7 @@ impl Decoder {
             Step::Incomplete => {}
             Step::Command(_) | Step::Nothing(_) => {
                 self.at = 0;
+                self.searched = 0;
                 self.missing = None;
                 self.bulk = None;
             }
@@ -103,7 +127,7 @@ impl Decoder {
 
     /// Whether the last call to `decode` ended amid a command.
     pub fn is_amid(&self) -> bool {
-        self.at > 0 || self.missing.is_some()
+        self.at > 0 || self.searched > 0 || self.missing.is_some()
     }
 
     /// The arguments of the command just decoded from `input`, its name first.
@@ -122,8 +146,9 @@ impl Decoder {
                 Some(b'*') => {
                     self.args.clear();
                     self.inline = None;
-                    let Some((line, next)) = line(input, 1) else {
-                        return incomplete_line(input, 0, ProtocolError::MultibulkLine);
+                    let Some((line, next)) = self.line(input, 1, ProtocolError::MultibulkLine)?
+                    else {
+                        return Ok(Step::Incomplete);
                     };
                     let count = parse_i64(line)
                         .filter(|&count| count <= ARGS_MAX)
@@ -146,14 +171,17 @@ impl Decoder {
                     Some(b'$') => {}
                     Some(&other) => return Err(ProtocolError::ExpectedBulk(other)),
                 }
-                let Some((line, next)) = line(input, self.at + 1) else {
-                    self.missing = Some(missing);
-                    return incomplete_line(input, self.at, ProtocolError::BulkLine);
+                let Some((line, next)) = self.line(input, self.at + 1, ProtocolError::BulkLine)?
+                else {
+                    break;
                 };
                 let len = parse_i64(line)
                     .and_then(|len| usize::try_from(len).ok())
                     .filter(|&len| len <= FRAME_BYTES_MAX)
                     .ok_or(ProtocolError::BulkLength)?;
+                if next + len + 2 > FRAME_BYTES_MAX {
+                    return Err(ProtocolError::TooLarge); // Before its bytes are waited for.
+                }
                 self.at = next;
                 len
             };
@@ -176,15 +204,10 @@ impl Decoder {
     }
 
     fn inline(&mut self, input: &[u8]) -> Result<Step, ProtocolError> {
-        let from = self.at;
-        let Some(newline) = input[from..].iter().position(|&byte| byte == b'\n') else {
-            self.at = input.len();
-            if input.len() > LINE_BYTES_MAX {
-                return Err(ProtocolError::InlineLine);
-            }
+        let Some(end) = self.search(input, 0, b'\n', ProtocolError::InlineLine)? else {
+            self.at = self.searched;
             return Ok(Step::Incomplete);
         };
-        let end = from + newline;
         let line = &input[..end];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         self.args.clear();
@@ -197,40 +220,72 @@ impl Decoder {
             Step::Command(end + 1)
         })
     }
-}
 
-/// The bytes from `at` to the next CR LF, and where the line after it begins.
-#[inline]
-fn line(input: &[u8], at: usize) -> Option<(&[u8], usize)> {
-    let rest = input.get(at..)?;
-    // Lengths are short: a plain loop beats a search routine.
-    let end = rest
-        .iter()
-        .take(LINE_BYTES_MAX)
-        .position(|&byte| byte == b'\r')?;
-    (at + end + 2 <= input.len()).then(|| (&rest[..end], at + end + 2))
-}
+    /// The bytes from `at` to the next CR LF, and where the line after it begins; `None`: it has
+    /// not come yet. Like Redis, without a look at what follows the CR.
+    #[inline]
+    fn line<'a>(
+        &mut self,
+        input: &'a [u8],
+        at: usize,
+        too_long: ProtocolError,
+    ) -> Result<Option<(&'a [u8], usize)>, ProtocolError> {
+        let end = self.search(input, at, b'\r', too_long)?;
+        Ok(end
+            .filter(|end| end + 2 <= input.len())
+            .map(|end| (&input[at..end], end + 2)))
+    }
 
-fn incomplete_line(input: &[u8], from: usize, error: ProtocolError) -> Result<Step, ProtocolError> {
-    if input.len() - from > LINE_BYTES_MAX {
-        Err(error)
-    } else {
-        Ok(Step::Incomplete)
+    /// Where the next `byte` from `at` on is, no further than a line may be long.
+    #[inline]
+    fn search(
+        &mut self,
+        input: &[u8],
+        at: usize,
+        byte: u8,
+        too_long: ProtocolError,
+    ) -> Result<Option<usize>, ProtocolError> {
+        let from = at.max(self.searched);
+        let to = input.len().min(at + LINE_BYTES_MAX + 1);
+        // Lengths are short: a plain loop beats a search routine.
+        let found = input
+            .get(from..to)
+            .and_then(|rest| rest.iter().position(|&other| other == byte));
+        match found {
+            Some(found) => Ok(Some(from + found)),
+            None if to > at + LINE_BYTES_MAX => Err(too_long),
+            None => {
+                self.searched = to;
+                Ok(None)
+            }
+        }
     }
 }
 
-/// Splits a line as `sdssplitargs` of Redis does: blanks, '...' and "..." with escapes.
+/// What ends a word that is not quoted.
+fn is_blank(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\n' | b'\r' | b'\t')
+}
+
+/// C's `isspace`: what may lie between words.
+fn is_space(byte: u8) -> bool {
+    is_blank(byte) || matches!(byte, 0x0b | 0x0c)
+}
+
+/// Splits a line as `sdssplitargs` of Redis does: blanks, '...' and "..." with escapes. A zero byte
+/// ends it.
 fn split_words(
     line: &[u8],
     words: &mut Vec<u8>,
     ranges: &mut Vec<Range<usize>>,
 ) -> Result<(), ProtocolError> {
-    let mut rest = line.iter().copied().peekable();
+    let mut rest = line
+        .iter()
+        .copied()
+        .take_while(|&byte| byte != 0)
+        .peekable();
     loop {
-        while rest
-            .next_if(|byte| byte.is_ascii_whitespace() || *byte == 0x0b)
-            .is_some()
-        {}
+        while rest.next_if(|&byte| is_space(byte)).is_some() {}
         if rest.peek().is_none() {
             return Ok(());
         }
@@ -240,7 +295,7 @@ fn split_words(
             match (quote, rest.next()) {
                 (None, None) => break,
                 (Some(_), None) => return Err(ProtocolError::Quotes),
-                (None, Some(byte)) if byte.is_ascii_whitespace() || byte == 0 => break,
+                (None, Some(byte)) if is_blank(byte) => break,
                 (None, Some(byte @ (b'"' | b'\''))) => quote = Some(byte),
                 (Some(b'"'), Some(b'\\')) => {
                     let Some(escaped) = rest.next() else {
@@ -273,7 +328,7 @@ fn split_words(
                     // A closing quote must end the word.
                     match rest.peek() {
                         None => {}
-                        Some(next) if next.is_ascii_whitespace() => {}
+                        Some(&next) if is_space(next) => {}
                         Some(_) => return Err(ProtocolError::Quotes),
                     }
                     break;
@@ -335,16 +390,17 @@ impl<'a> Args<'a> {
 /// included, is `None`, and is left to [`Decoder`].
 #[inline]
 pub fn increment(input: &[u8]) -> Option<(Range<usize>, i64, usize)> {
-    let (by, at) = if input.len() > 16
-        && input[..8] == *b"*2\r\n$4\r\n"
-        && input[8..12].eq_ignore_ascii_case(b"INCR")
-        && input[12..15] == *b"\r\n$"
+    // Words of eight bytes: a comparison of slices would be a call.
+    let head: &[u8; 16] = input.first_chunk()?;
+    let [first, second] = [word(head, 0), word(head, 8)];
+    // Without the bit that tells letters' case; and of the first name without the digit behind it.
+    let (by, at) = if first == u64::from_le_bytes(*b"*2\r\n$4\r\n")
+        && second & 0x00ff_ffff_dfdf_dfdf == u64::from_le_bytes(*b"INCR\r\n$\0")
     {
         (false, 15)
-    } else if input.len() > 20
-        && input[..8] == *b"*3\r\n$6\r\n"
-        && input[8..14].eq_ignore_ascii_case(b"INCRBY")
-        && input[14..17] == *b"\r\n$"
+    } else if first == u64::from_le_bytes(*b"*3\r\n$6\r\n")
+        && second & 0xffff_dfdf_dfdf_dfdf == u64::from_le_bytes(*b"INCRBY\r\n")
+        && *input.get(16)? == b'$'
     {
         (true, 17)
     } else {
@@ -361,26 +417,36 @@ pub fn increment(input: &[u8]) -> Option<(Range<usize>, i64, usize)> {
     Some((key, parse_i64(&input[amount])?, at))
 }
 
+#[inline]
+fn word(bytes: &[u8; 16], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
 /// A bulk string of 1 to 999 bytes whose length begins at `at`.
 #[inline]
-fn short_bulk(input: &[u8], mut at: usize) -> Option<(Range<usize>, usize)> {
-    let mut len = 0;
-    for _ in 0..4 {
-        let byte = *input.get(at)?;
-        at += 1;
-        if byte == b'\r' {
-            break;
-        }
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            return None;
-        }
-        len = len * 10 + usize::from(digit);
-    }
-    // Four digits would have left no CR behind; "0..." would be refused by the careful decoder.
-    if len == 0 || len > 999 || *input.get(at)? != b'\n' {
+fn short_bulk(input: &[u8], at: usize) -> Option<(Range<usize>, usize)> {
+    let line: &[u8; 5] = input.get(at..)?.first_chunk()?;
+    let digit = |place: usize| usize::from(line[place].wrapping_sub(b'0'));
+    let ends = |place: usize| line[place] == b'\r' && line[place + 1] == b'\n';
+    // Of lengths that begin with a zero only "0" is one, and that is left to the careful way.
+    if !(1..=9).contains(&digit(0)) {
         return None;
     }
-    let key = at + 1..at + 1 + len;
-    (key.end + 2 <= input.len()).then_some((key.clone(), key.end + 2))
+    let (len, start) = if digit(1) <= 9 && ends(2) {
+        (digit(0) * 10 + digit(1), at + 4)
+    } else if ends(1) {
+        (digit(0), at + 3)
+    } else if digit(1) <= 9 && digit(2) <= 9 && ends(3) {
+        (digit(0) * 100 + digit(1) * 10 + digit(2), at + 5)
+    } else {
+        return None;
+    };
+    let end = start + len;
+    (end + 2 <= input.len()).then_some((start..end, end + 2))
 }
+
+#[cfg(test)]
+#[path = "decode_tests.rs"]
+mod tests;

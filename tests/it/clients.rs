@@ -15,7 +15,7 @@ use crate::support::resp::encode;
 use crate::support::{LIMIT, finish};
 
 /// Where `tests/run` puts the client libraries.
-fn installed(what: &str) -> PathBuf {
+pub fn installed(what: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     let path = target.join("clients").join(what);
     assert!(

@@ -6,21 +6,27 @@
 
 mod support;
 
+mod architecture;
+mod chaos;
 mod clients;
 mod crash;
+mod demo;
 mod exact;
 mod faults;
 mod journal;
 #[cfg(feature = "fail-points")]
 mod kill_points;
+mod limits;
 mod listen;
 mod protocol;
 mod publish;
+mod readme;
 mod reads;
 mod shutdown;
 mod simulation;
 mod store_down;
 mod store_embedded;
+mod store_faults;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;

@@ -77,7 +77,7 @@ pub(super) enum Malformed {
     Number,
     #[error("a string in a reply does not end where it should")]
     End,
-    #[error("a reply of more than {REPLY_BYTES_MAX} bytes")]
+    #[error("a reply larger than what is taken")]
     Long,
 }
 
@@ -87,6 +87,8 @@ pub(super) struct ReplyBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// Longest string or line taken, in bytes.
+    limit: usize,
 }
 
 impl ReplyBuffer {
@@ -95,7 +97,13 @@ impl ReplyBuffer {
             bytes: vec![0; READ_BYTES],
             start: 0,
             end: 0,
+            limit: REPLY_BYTES_MAX,
         }
+    }
+
+    /// Changes how long a string or a line may be.
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -131,7 +139,7 @@ impl ReplyBuffer {
     /// What was received is no RESP2: nothing behind it can be understood.
     pub(super) fn next_reply(&mut self) -> Result<Option<Reply<'_>>, Malformed> {
         let received = self.bytes.get(self.start..self.end).unwrap_or_default();
-        let Some((reply, length)) = scan(received)? else {
+        let Some((reply, length)) = scan(received, self.limit)? else {
             return Ok(None);
         };
         self.start += length;
@@ -140,7 +148,7 @@ impl ReplyBuffer {
 }
 
 /// The first piece of a reply in `bytes`, and how many bytes it takes.
-fn scan(bytes: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
+fn scan(bytes: &[u8], limit: usize) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
     const QUEUED: &[u8] = b"+QUEUED\r\n";
     // Half of all replies to a batch.
     if bytes.starts_with(QUEUED) {
@@ -153,7 +161,7 @@ fn scan(bytes: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
         return Err(Malformed::Kind(kind));
     }
     let Some(line_end) = rest.windows(2).position(|pair| pair == b"\r\n") else {
-        return if rest.len() > REPLY_BYTES_MAX {
+        return if rest.len() > limit {
             Err(Malformed::Long)
         } else {
             Ok(None)
@@ -173,7 +181,7 @@ fn scan(bytes: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
             -1 => Reply::Nil,
             length => {
                 let length = usize::try_from(length).map_err(|_| Malformed::Number)?;
-                if length > REPLY_BYTES_MAX {
+                if length > limit {
                     return Err(Malformed::Long);
                 }
                 let Some(body) = bytes.get(head..head + length + 2) else {

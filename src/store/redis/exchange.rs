@@ -162,6 +162,38 @@ impl Wire {
         })
     }
 
+    /// How long a string in a reply may be.
+    pub(super) fn set_reply_limit(&mut self, bytes: usize) {
+        self.input.set_limit(bytes);
+    }
+
+    /// Hands what comes unasked to `replies` until it has the last piece.
+    ///
+    /// # Errors
+    /// The connection broke, or said what it should not.
+    ///
+    /// # Cancel safety
+    /// What was taken is in `replies`; the rest is in the buffer.
+    pub(super) async fn listen(&mut self, replies: &mut impl Replies) -> Result<(), StoreError> {
+        poll_fn(|cx| {
+            loop {
+                loop {
+                    match self.input.next_reply() {
+                        Ok(Some(reply)) => match replies.take(reply) {
+                            Ok(true) => return Poll::Ready(Ok(())),
+                            Ok(false) => {}
+                            Err(message) => return Poll::Ready(Err(self.protocol(message))),
+                        },
+                        Ok(None) => break,
+                        Err(malformed) => return Poll::Ready(Err(self.malformed(&malformed))),
+                    }
+                }
+                ready!(self.poll_fill(cx))?;
+            }
+        })
+        .await
+    }
+
     /// Moves both directions as far as they go.
     fn poll(
         &mut self,

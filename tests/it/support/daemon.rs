@@ -22,9 +22,16 @@ pub struct Settings {
     socket: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     env: Vec<(String, String)>,
+    files_max: Option<u32>,
 }
 
 impl Settings {
+    /// How many files the system lets it open, at most.
+    pub fn files_max(mut self, files: u32) -> Self {
+        self.files_max = Some(files);
+        self
+    }
+
     /// Time between flushes, as the flag takes it.
     pub fn flush_interval(mut self, interval: &str) -> Self {
         self.flush_interval = interval.into();
@@ -106,6 +113,7 @@ impl Daemon {
             socket: None,
             state_dir: None,
             env: Vec::new(),
+            files_max: None,
         }
     }
 
@@ -179,7 +187,16 @@ impl Daemon {
             .append(true)
             .open(self.log_path())
             .expect("a file in our directory");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tallyd"));
+        let binary = env!("CARGO_BIN_EXE_tallyd");
+        let mut command = match self.settings.files_max {
+            None => Command::new(binary),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]);
+                shell.arg(binary);
+                shell
+            }
+        };
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TALLYD_") {
                 command.env_remove(name);
@@ -200,6 +217,13 @@ impl Daemon {
             .spawn()
             .expect("the daemon's binary was built with the tests");
         self.child = Some(child);
+    }
+
+    /// Starts it again though it is expected to give up by itself: its exit code.
+    #[track_caller]
+    pub fn restart_to_exit(&mut self) -> Option<i32> {
+        self.spawn();
+        self.wait_exit().code()
     }
 
     #[track_caller]

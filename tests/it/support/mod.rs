@@ -44,14 +44,14 @@ fn free_port() -> u16 {
 }
 
 /// Sends a signal to a child that has not been waited for.
-fn signal(child: &Child, signal: Signal) {
+pub fn signal(child: &Child, signal: Signal) {
     // A child that just exited is still ours: its number is not reused before it is waited for.
     kill_process(Pid::from_child(child), signal).expect("our own child");
 }
 
 /// Waits for a child to exit; kills it and panics when the limit passes.
 #[track_caller]
-fn wait_exit(child: &mut Child, limit: Duration, what: &str) -> ExitStatus {
+pub fn wait_exit(child: &mut Child, limit: Duration, what: &str) -> ExitStatus {
     let begin = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("our own child") {

@@ -42,6 +42,8 @@ struct State {
     /// Pumps that hold bytes at this moment.
     holding: usize,
     connections: Vec<Connection>,
+    /// Where new connections lead.
+    upstream: Option<SocketAddr>,
     closed: bool,
 }
 
@@ -109,9 +111,10 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port on loopback");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared::default());
+        shared.lock().upstream = Some(upstream);
         thread::spawn({
             let shared = Arc::clone(&shared);
-            move || accept(&listener, upstream, &shared)
+            move || accept(&listener, &shared)
         });
         Self { address, shared }
     }
@@ -119,6 +122,16 @@ impl Proxy {
     /// The URL to give to the daemon.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Leads new connections elsewhere. Those that there are stay until they break.
+    pub fn reroute(&self, upstream: SocketAddr) {
+        self.change(|s| s.upstream = Some(upstream));
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -219,7 +232,7 @@ impl Drop for Proxy {
     }
 }
 
-fn accept(listener: &TcpListener, upstream: SocketAddr, shared: &Arc<Shared>) {
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     while let Ok((daemon, _)) = listener.accept() {
         let mut state = shared.lock();
         if state.closed {
@@ -229,6 +242,7 @@ fn accept(listener: &TcpListener, upstream: SocketAddr, shared: &Arc<Shared>) {
             continue;
         }
         // While Redis is down the daemon sees its connection close, as it would see a refusal.
+        let upstream = state.upstream.expect("set before the first connection");
         let Ok(store) = TcpStream::connect(upstream) else {
             continue;
         };

@@ -1,0 +1,284 @@
+//! The subscriber: hears what the other nodes' batches did, and notices what it did not hear.
+//!
+//! Values move the view only by their clock, so order and repetition do not matter. What matters is
+//! loss: a gap in a run's numbers, or a subscription that broke, marks all values held as stale.
+//!
+//! This node's own messages are passed over: the reply to its batch was faster.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::message::{MessageError, Received};
+use crate::flush::ToCounters;
+use crate::stats::Stats;
+use crate::store::{Feed, Identity, Store, StoreError};
+
+/// First pause after a failed subscription; it doubles up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// So many heartbeats may fail to come before the subscription is taken for dead.
+const HEARTBEATS_MISSED: u32 = 3;
+/// Where nobody is known to send heartbeats, a silent subscription is renewed so often.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A node that was not heard for so long is forgotten.
+const PEER_AGE_MAX: Duration = Duration::from_secs(3600);
+/// Nodes remembered at a time.
+const PEERS_MAX: usize = 10_000;
+/// Messages that are not understood are logged so often.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// What the subscriber is built from.
+pub struct Subscriber<S> {
+    /// Where messages come from.
+    pub store: Arc<S>,
+    /// Whose messages are passed over.
+    pub identity: Identity,
+    /// Between two messages of this node at most; `None` if it publishes none.
+    pub heartbeat: Option<Duration>,
+    /// To the ingest thread.
+    pub counters: mpsc::Sender<ToCounters>,
+    /// Cancelled when the daemon stops.
+    pub stop: CancellationToken,
+    /// Numbers.
+    pub stats: Arc<Stats>,
+}
+
+/// What a message means for what was heard before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing is missing.
+    InOrder,
+    /// Messages before it are missing.
+    Gap,
+    /// It was heard before, or out of order.
+    Again,
+}
+
+/// The last message heard of each node.
+#[derive(Debug, Default)]
+pub struct Peers(HashMap<String, Peer>);
+
+#[derive(Debug)]
+struct Peer {
+    run: String,
+    seq: u64,
+    heard: Instant,
+}
+
+impl Peers {
+    /// Notes a message. `fresh`: everything held is being read anyway, so that a node that was not
+    /// known cannot have been missed.
+    pub fn hear(&mut self, node: &str, run: &str, seq: u64, is_empty: bool, fresh: bool) -> Heard {
+        let now = Instant::now();
+        // A heartbeat repeats the last number; any other message has the next one.
+        let before = if is_empty { seq } else { seq.saturating_sub(1) };
+        let Some(peer) = self.0.get_mut(node).filter(|peer| peer.run == run) else {
+            if self.0.len() >= PEERS_MAX {
+                self.0.retain(|_, peer| peer.heard.elapsed() < PEER_AGE_MAX);
+            }
+            if self.0.len() < PEERS_MAX || self.0.contains_key(node) {
+                self.0.insert(
+                    node.to_owned(),
+                    Peer {
+                        run: run.to_owned(),
+                        seq,
+                        heard: now,
+                    },
+                );
+            }
+            return if before == 0 || fresh {
+                Heard::InOrder
+            } else {
+                Heard::Gap
+            };
+        };
+        peer.heard = now;
+        let heard = match peer.seq {
+            last if before == last => Heard::InOrder,
+            last if before > last => Heard::Gap,
+            _ => Heard::Again,
+        };
+        peer.seq = peer.seq.max(seq);
+        heard
+    }
+
+    /// How many nodes were heard of late.
+    pub fn count(&self) -> usize {
+        self.0
+            .values()
+            .filter(|peer| peer.heard.elapsed() < PEER_AGE_MAX)
+            .count()
+    }
+}
+
+impl<S: Store> Subscriber<S> {
+    /// Runs until told to stop.
+    pub async fn run(self) {
+        let stop = self.stop.clone();
+        // Nothing is under way that would have to be finished.
+        let _ = stop.run_until_cancelled(self.follow()).await;
+    }
+
+    async fn follow(self) {
+        let mut pause = PAUSE_MIN;
+        let mut failing = false;
+        let mut log = Reminder::default();
+        loop {
+            let error = match self.store.subscribe().await {
+                Ok(feed) => {
+                    if failing {
+                        info!("subscribed again");
+                    }
+                    failing = false;
+                    pause = PAUSE_MIN;
+                    self.stats.subscribed.set(1);
+                    let error = self.hear(feed, &mut log).await;
+                    self.stats.subscribed.set(0);
+                    error
+                }
+                Err(error) => Some(error),
+            };
+            match error {
+                Some(error) if !failing => {
+                    warn!(%error, "not subscribed: other nodes' values are read when asked for");
+                    failing = true;
+                }
+                _ => {}
+            }
+            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Hears messages until the subscription breaks (`Some`) or has been silent for too long.
+    async fn hear(&self, mut feed: S::Feed, log: &mut Reminder) -> Option<StoreError> {
+        let silence_max = self
+            .heartbeat
+            .map_or(SILENCE_MAX, |heartbeat| heartbeat * HEARTBEATS_MISSED);
+        let mut peers = Peers::default();
+        let since = Instant::now();
+        // Whatever was published while nobody listened.
+        if self.counters.send(ToCounters::Stale).await.is_err() {
+            return None;
+        }
+        loop {
+            let text = match timeout(silence_max, feed.next()).await {
+                Ok(Ok(text)) => text,
+                Ok(Err(error)) => return Some(error),
+                Err(_) => return None,
+            };
+            let fresh = since.elapsed() < silence_max;
+            if let Err(error) = self.message(&text, &mut peers, fresh).await {
+                self.stats.malformed_total.add(1);
+                log.remind(&error);
+            }
+            self.stats.peers.set(peers.count() as u64);
+        }
+    }
+
+    async fn message(
+        &self,
+        text: &Bytes,
+        peers: &mut Peers,
+        fresh: bool,
+    ) -> Result<(), MessageError> {
+        let message = Received::decode(text)?;
+        if message.node == self.identity.node.to_string()
+            && message.run == self.identity.run.to_string()
+        {
+            return Ok(());
+        }
+        let announced = message.announced()?;
+        self.stats.messages_total.add(1);
+        self.stats
+            .announced_total
+            .add(announced.values.len() as u64);
+        self.stats.lag_ms.set(unix_ms().saturating_sub(message.at));
+        let heard = peers.hear(
+            &message.node,
+            &message.run,
+            message.seq,
+            message.is_empty(),
+            fresh,
+        );
+        if !announced.values.is_empty() {
+            // If the counters are gone, the daemon is stopping.
+            let _ = self.counters.send(ToCounters::Announced(announced)).await;
+        }
+        if heard == Heard::Gap {
+            self.stats.gaps_total.add(1);
+            let _ = self.counters.send(ToCounters::Stale).await;
+        }
+        let _ = self.counters.send(ToCounters::Message(text.clone())).await;
+        Ok(())
+    }
+}
+
+/// Logs a kind of trouble once, and then a count now and then.
+#[derive(Default)]
+struct Reminder {
+    last: Option<Instant>,
+    since: u64,
+}
+
+impl Reminder {
+    fn remind(&mut self, error: &MessageError) {
+        self.since += 1;
+        if self.last.is_none_or(|last| last.elapsed() >= REMIND) {
+            warn!(count = self.since, %error, "messages on the channel are not used");
+            self.last = Some(Instant::now());
+            self.since = 0;
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_without_a_gap_are_in_order_and_heartbeats_repeat_the_last() {
+        let mut peers = Peers::default();
+        assert_eq!(peers.hear("a", "1", 1, false, false), Heard::InOrder);
+        assert_eq!(peers.hear("a", "1", 2, false, false), Heard::InOrder);
+        assert_eq!(peers.hear("a", "1", 2, true, false), Heard::InOrder);
+        assert_eq!(peers.hear("a", "1", 3, false, false), Heard::InOrder);
+        assert_eq!(peers.hear("b", "1", 0, true, false), Heard::InOrder);
+        assert_eq!(peers.count(), 2);
+    }
+
+    #[test]
+    fn a_loss_is_noticed_by_the_next_message_or_heartbeat() {
+        let mut peers = Peers::default();
+        peers.hear("a", "1", 1, false, false);
+        assert_eq!(peers.hear("a", "1", 3, false, false), Heard::Gap);
+        assert_eq!(peers.hear("a", "1", 4, true, false), Heard::Gap);
+        assert_eq!(peers.hear("a", "1", 4, true, false), Heard::InOrder);
+        assert_eq!(peers.hear("a", "1", 2, false, false), Heard::Again);
+        assert_eq!(peers.hear("a", "1", 5, false, false), Heard::InOrder);
+    }
+
+    #[test]
+    fn a_new_run_begins_at_one_and_anything_else_is_a_gap() {
+        let mut peers = Peers::default();
+        peers.hear("a", "1", 9, false, true);
+        assert_eq!(peers.hear("a", "2", 1, false, false), Heard::InOrder);
+        assert_eq!(peers.hear("a", "3", 2, false, false), Heard::Gap);
+        assert_eq!(peers.hear("b", "1", 7, true, false), Heard::Gap);
+        assert_eq!(peers.hear("c", "1", 7, true, true), Heard::InOrder);
+    }
+}
