@@ -63,7 +63,7 @@ fn a_rejected_delta_is_replayed_once_its_cause_is_mended() {
     assert_eq!(journal(&["rejected", dir]), (Some(0), String::new()));
 }
 
-/// Protection: files are read, not mapped, as the daemon shortens and removes them; and read again.
+/// Segments are sealed, shortened and removed all the time while they are looked at.
 #[test]
 fn verify_and_show_beside_a_busy_daemon_raise_no_false_alarm() {
     let redis = RedisServer::start(&[]);

@@ -165,7 +165,7 @@ impl Sample {
 }
 
 /// Protections, each taken out once: the check of a record, of a cell, of the table and of the
-/// header; rebuilding the header; the second first-batch cell; finding the table by its check.
+/// header; rebuilding the header; finding the table by its check.
 #[test]
 fn any_changed_bit_costs_the_record_that_it_is_in_at_most_and_is_noticed() {
     let sample = Sample::new();
@@ -295,10 +295,33 @@ fn a_file_cut_off_anywhere_keeps_what_is_whole_and_all_numbers() {
                 .filter(|(range, key)| key.is_some() && range.end.next_multiple_of(16) > bytes)
                 .count();
             assert_eq!(kept, 8 - cut_off, "{case}");
+            if segment == 0 && bytes >= RECORDS_AT {
+                let examined = found[0].examined.as_ref().expect(&case);
+                assert_eq!(examined.batch_starts.len(), 3, "{case}: numbers lost");
+            }
             // No number is given twice, also when the token is ahead of what is left.
             let used = if segment == 0 { sample.next_batch } else { 8 };
             assert!(plan.next_batch >= used, "{case}: {}", plan.next_batch);
         }
+    }
+}
+
+/// Protection: the second first-batch cell, where there is no neighbour that tells the number.
+#[test]
+fn a_segment_alone_tells_its_number_with_any_byte_of_it_changed() {
+    let sample = Sample::new();
+    for at in
+        (FIRST_BATCH_AT..FIRST_BATCH_AT + 16).chain(FIRST_BATCH_COPY_AT..FIRST_BATCH_COPY_AT + 16)
+    {
+        let mut bytes = sample.segments[1].clone();
+        bytes[at] ^= 0x10;
+        let alone = [Found {
+            number: Sample::numbered(1),
+            examined: examine_bytes(&bytes, sample.expected(1)),
+        }];
+        let plan = plan(&alone, sample.node, true, 1);
+        assert_eq!(plan.fates, [Fate::Use { first_batch: 8 }], "byte {at}");
+        assert_eq!(plan.next_batch, sample.next_batch, "byte {at}");
     }
 }
 
@@ -356,6 +379,31 @@ fn a_sealed_segment_with_lost_boundaries_is_set_aside_whole() {
         fs::read(&damaged_files(dir.path()).unwrap()[0]).unwrap(),
         bytes
     );
+}
+
+/// Protection: batches are never numbered like those before them: the token would speak of both.
+#[test]
+fn a_segment_whose_numbers_are_taken_is_set_aside() {
+    let dir = scratch();
+    let found: Vec<Found> = [(1, 10), (2, 11)]
+        .into_iter()
+        .map(|(number, first_batch)| {
+            let path = dir.path().join(number.to_string());
+            let mut writer = Writer::create(path.clone(), header(number, 1), BYTES_MAX).unwrap();
+            writer.begin(first_batch);
+            writer.append(b"a", 1).unwrap();
+            writer.append(b"b", 1).unwrap();
+            drop(writer.seal().unwrap());
+            Found {
+                number,
+                examined: examine_bytes(&fs::read(path).unwrap(), expected(number, 1)),
+            }
+        })
+        .collect();
+    let plan = plan(&found, NODE, true, 1);
+    assert_eq!(plan.fates[0], Fate::Use { first_batch: 10 });
+    assert!(matches!(&plan.fates[1], Fate::SetAside(why) if why.contains("numbered from 11")));
+    assert!(plan.next_batch >= 12);
 }
 
 /// Protection: the salt, which ties a record to its node, segment and place.

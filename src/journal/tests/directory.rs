@@ -1,6 +1,7 @@
 //! Whose directory it is, and what in it is none of our business.
 
 use super::super::JournalError;
+use super::super::format::{RECORDS_AT, record_bytes};
 use super::*;
 use crate::counters::RecordError;
 
@@ -158,7 +159,9 @@ fn a_file_that_is_no_segment_is_set_aside() {
     for _ in 0..2 {
         let (_, recovery, writer) = open(dir.path(), 2);
         assert_eq!(batches(&recovery), [(1, vec![(b"a".to_vec(), 1)])]);
-        assert!(writer.number() > 44);
+        assert_eq!(writer.number(), 45);
+        // As if the process had ended before it made this one.
+        fs::remove_file(dir.path().join("segments/0000000000000045.seg")).unwrap();
     }
     let kept = dir.path().join("damaged/0000000000000044.whole.seg");
     assert_eq!(fs::read_to_string(kept).unwrap(), "mine");
@@ -182,6 +185,23 @@ fn at_its_limit_a_segment_refuses_new_keys_only() {
 
 /// Protection: room for the table of batches is taken with each record, so that sealing cannot fail
 /// for want of it.
+#[test]
+fn records_that_fill_the_file_to_its_last_byte_leave_room_for_the_table() {
+    let dir = scratch();
+    let path = dir.path().join("full.seg");
+    let mut writer = Writer::create(path.clone(), header(1, 1), BYTES_MAX).unwrap();
+    writer.begin(1);
+    let room = fs::metadata(path).unwrap().len() as usize - RECORDS_AT;
+    let records = (room / record_bytes(4)) as u32;
+    for index in 0..records {
+        writer.append(&index.to_be_bytes(), 1).unwrap();
+    }
+    assert_eq!(writer.bytes(), room);
+    let sealed = writer.seal().unwrap();
+    assert_eq!(sealed.last_batch(), u64::from(records));
+    assert_eq!(sealed.deltas().count(), records as usize);
+}
+
 #[test]
 fn a_segment_that_has_grown_many_times_seals_and_recovers() {
     let dir = scratch();
