@@ -109,4 +109,29 @@ mod tests {
         assert_eq!(left.can_change, [""; 0]);
         assert_eq!(left.needs_restart, ["listen.max_connections"]);
     }
+
+    #[test]
+    fn the_example_file_marks_exactly_the_keys_that_can_change() {
+        let mut section = String::new();
+        let mut marked = Vec::new();
+        let mut mark = false;
+        for line in include_str!("../../config/tallyd.toml").lines().skip(10) {
+            if let Some(name) = line.strip_prefix('[') {
+                section = name.trim_end_matches(']').to_owned();
+            } else if let Some(key) = line.strip_prefix('#')
+                && !key.starts_with(' ')
+            {
+                let key = key.split(" = ").next().unwrap_or_default();
+                if std::mem::take(&mut mark) {
+                    marked.push(format!("{section}.{key}"));
+                }
+            } else {
+                mark |= line.ends_with("[reload]");
+            }
+        }
+        marked.sort();
+        let mut named = RELOADABLE.map(str::to_owned).to_vec();
+        named.sort();
+        assert_eq!(marked, named);
+    }
 }
