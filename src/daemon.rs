@@ -276,6 +276,8 @@ impl<S: Store> Daemon<S> {
         .await?;
         info!("stopping: no more connections, then a last flush");
         stop.cancel();
+        // A client that does not read its answers must not keep the rest from being flushed.
+        let drained = tokio::time::timeout(config.shutdown.timeout / 2, drained);
         let end = finish(drained, unwanted, flush_commands, &mut stages, ended);
         if tokio::time::timeout(config.shutdown.timeout, end)
             .await
@@ -333,14 +335,14 @@ async fn attend(
 }
 
 async fn finish(
-    drained: oneshot::Receiver<()>,
+    drained: impl Future,
     unwanted: CancellationToken,
     flush: mpsc::Sender<Command>,
     stages: &mut JoinSet<Result<&'static str, FlushError>>,
     ingest: Ended,
 ) {
-    // Every client is answered before the last epoch is sealed. An error means: all are gone.
-    let _ = drained.await;
+    // Every client is answered before the last epoch is sealed.
+    drained.await;
     unwanted.cancel();
     let _ = flush.send(Command::Stop).await;
     drop(flush);

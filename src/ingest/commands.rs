@@ -15,6 +15,11 @@ use crate::wire::decode::Args;
 use crate::wire::encode::{self, Out, Version};
 use crate::wire::number::parse_i64;
 
+/// Channels and patterns of one client.
+const SUBSCRIPTIONS_MAX: usize = 10_000;
+/// A client's name, and what it says of its library, in bytes each.
+const NAME_BYTES_MAX: usize = 1024;
+
 /// The version of Redis whose behaviour clients may expect.
 pub const REDIS_VERSION: &str = "7.0.15";
 
@@ -279,6 +284,9 @@ fn set_name(client: &Client, name: &[u8]) -> Result<(), &'static str> {
     if !name.iter().all(|byte| (b'!'..=b'~').contains(byte)) {
         return Err("ERR Client names cannot contain spaces, newlines or special characters.");
     }
+    if name.len() > NAME_BYTES_MAX {
+        return Err("ERR Client names cannot be longer than 1024 bytes");
+    }
     *client.name.borrow_mut() = String::from_utf8_lossy(name).into_owned();
     Ok(())
 }
@@ -308,6 +316,11 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
                 let text =
                     format!("ERR {name} cannot contain spaces, newlines or special characters.");
                 encode::error(out, &text);
+            } else if value.len() > NAME_BYTES_MAX {
+                encode::error(
+                    out,
+                    "ERR lib-name and lib-ver cannot be longer than 1024 bytes",
+                );
             } else if word == b"lib-name" {
                 library.0 = String::from_utf8_lossy(value).into_owned();
                 ok(out);
@@ -418,6 +431,11 @@ fn subscribe(
         session.inbox = Some(inbox);
     }
     for name in args.from(1) {
+        if session.subscriptions >= SUBSCRIPTIONS_MAX {
+            let text = format!("ERR a client may have {SUBSCRIPTIONS_MAX} subscriptions");
+            encode::error(out, text);
+            break;
+        }
         session.subscriptions = hub.subscribe(id, by, name, session.version);
         let kind: &[u8] = if by == By::Channel {
             b"subscribe"

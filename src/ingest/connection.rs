@@ -192,7 +192,7 @@ impl Connection {
 
     /// Keeps the sum over all connections current.
     fn note_bytes(&mut self) {
-        let bytes = self.rest.len() + self.held.len();
+        let bytes = self.rest.len() + self.held.len() + self.session.queued_bytes();
         let total = self.core.client_bytes.get() + bytes - self.noted_bytes;
         self.core.client_bytes.set(total);
         self.noted_bytes = bytes;

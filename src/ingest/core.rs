@@ -49,6 +49,8 @@ struct Unsettled {
     value: Option<i64>,
     clock: u64,
     reach: Reach,
+    /// Whether a whole tick has passed since.
+    aged: bool,
 }
 
 /// Values that may wait for a batch to settle; beyond it the view is read anew.
@@ -316,6 +318,7 @@ impl Core {
                         value: Some(value),
                         clock: announced.clock,
                         reach: Reach::Announced,
+                        aged: false,
                     };
                     keep_newest(unsettled, key, seen);
                 }
@@ -355,6 +358,7 @@ impl Core {
                                 value,
                                 clock,
                                 reach,
+                                aged: false,
                             };
                             keep_newest(unsettled, key, seen);
                             waiting.insert(key.clone());
@@ -376,9 +380,10 @@ impl Core {
         waiting
     }
 
-    /// Values that had to wait for a batch; with `all`, also those whose batch is still under way,
-    /// so that a store that is slow to answer this node does not hide what others do.
-    fn retry_unsettled(&self, state: &mut State, all: bool) {
+    /// Values that had to wait for a batch. At a tick those that have waited for a whole one are
+    /// taken as they are, so that a store that is slow to answer this node does not hide what others
+    /// do.
+    fn retry_unsettled(&self, state: &mut State, tick: bool) {
         let State {
             table,
             writer,
@@ -388,8 +393,9 @@ impl Core {
         if unsettled.is_empty() {
             return;
         }
-        let recorder = (!all).then_some(&*writer);
         unsettled.retain(|key, seen| {
+            let recorder = (!(tick && seen.aged)).then_some(&*writer);
+            seen.aged |= tick;
             let observed = table.observe(key, seen.value, seen.clock, seen.reach, recorder);
             if observed == (Observed::Taken { moved: true }) {
                 self.tell_watchers(key, seen.value.unwrap_or(0));

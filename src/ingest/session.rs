@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::commands;
+use super::connection::CLIENT_BYTES_MAX;
 use super::core::Core;
 use super::hub::Frame;
 use super::listener::Client;
@@ -144,9 +145,11 @@ impl Session {
         self.transaction = None;
     }
 
-    /// Whether a transaction is being queued.
-    pub fn in_transaction(&self) -> bool {
-        self.transaction.is_some()
+    /// What a transaction that is being queued holds, in bytes.
+    pub fn queued_bytes(&self) -> usize {
+        self.transaction
+            .as_ref()
+            .map_or(0, |transaction| transaction.bytes.len())
     }
 
     /// Does what `input` says and answers into `out`. Returns how much of the input is done with.
@@ -534,6 +537,10 @@ impl Session {
         let bytes: usize = args.from(0).map(<[u8]>::len).sum();
         if !queueable(spec.command) {
             return self.refuse(core, "ERR Command not allowed inside a transaction");
+        }
+        if core.client_bytes.get() > CLIENT_BYTES_MAX {
+            let text = format!("OOM all clients together hold {CLIENT_BYTES_MAX} bytes");
+            return self.refuse(core, &text);
         }
         if transaction.bytes.len() + bytes > FRAME_BYTES_MAX {
             let text = format!("ERR the transaction is larger than {FRAME_BYTES_MAX} bytes");

@@ -160,3 +160,21 @@ fn a_second_signal_ends_a_stop_at_once() {
         Value::Status("PONG".into())
     );
 }
+
+/// Seen to fail when the last flush waited for every client to have its answers.
+#[test]
+fn a_client_that_does_not_read_its_answers_does_not_keep_the_rest_from_the_last_flush() {
+    let redis = RedisServer::start(&[]);
+    let mut daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("shutdown.timeout", "4s")
+        .start();
+    let mut deaf = daemon.client();
+    // More than the sockets' buffers hold.
+    let burst = crate::support::resp::encode(&["ECHO", &"x".repeat(1000)]).repeat(2000);
+    deaf.send_raw(&burst).unwrap();
+    assert_eq!(daemon.client().number(&["INCRBY", "heard", "3"]), 3);
+    assert_eq!(daemon.term().code(), Some(0));
+    assert_eq!(redis.counter("heard"), 3);
+    drop(deaf);
+}
