@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Cold, Config, Delivery, SyncPolicy};
 use crate::counters::{Table, TableLimits};
-use crate::flush::stage::Parts as FlushParts;
+use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
 use crate::flush::{Command, Flush, FlushConfig, FlushError, ToCounters};
 use crate::ingest::IngestConfig;
 use crate::ingest::core::{Core, Parts as CoreParts};
@@ -497,12 +497,12 @@ fn tell_ready(config: &Config, identity: Identity) {
     );
 }
 
-/// Room for the connections that are allowed; the system's hard limit may still be lower, and is
+/// Room for the connections that are allowed and the segments that are retained; the system's hard limit may still be lower, and is
 /// then met when accepting.
 fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
-    let wanted = connections as u64 + 128;
+    let wanted = (connections + RETAINED_SEGMENTS_MAX) as u64 + 128;
     if limit.current.is_some_and(|current| current < wanted) {
         limit.current = Some(limit.maximum.map_or(wanted, |hard| hard.min(wanted)));
         if let Err(error) = setrlimit(Resource::Nofile, limit) {

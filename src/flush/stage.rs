@@ -37,6 +37,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A store that stays away is mentioned so often.
 const REMIND: Duration = Duration::from_secs(60);
+/// Segments retained at most: each holds a descriptor and a map. Epochs that end faster than one in
+/// 30 ms are retained for less than 30 s.
+pub const RETAINED_SEGMENTS_MAX: usize = 1000;
 /// Keys of one read.
 const READ_KEYS_MAX: usize = 1000;
 
@@ -359,7 +362,9 @@ impl<S: Store> Flush<S> {
             Ok(Err(error)) => {
                 self.complain(&Pause::Own(error.to_string()));
                 // Room may be had from what is kept only in case.
-                if let Some((_, segment)) = self.retained.pop_front() {
+                if error.is_disk_full()
+                    && let Some((_, segment)) = self.retained.pop_front()
+                {
                     self.remove(&segment);
                 }
                 None
@@ -880,6 +885,7 @@ impl<S: Store> Flush<S> {
 
     /// Removes retained segments that are old enough, or too many.
     fn release(&mut self) {
+        let mut segments = self.retained.len();
         let mut bytes: usize = self
             .retained
             .iter()
@@ -892,9 +898,12 @@ impl<S: Store> Flush<S> {
             } else {
                 due <= Instant::now()
             };
-            if !may_go && bytes <= self.config.pending_bytes_max {
+            let bounded =
+                bytes <= self.config.pending_bytes_max && segments <= RETAINED_SEGMENTS_MAX;
+            if !may_go && bounded {
                 break;
             }
+            segments -= 1;
             bytes -= segment.bytes();
             let segment = Arc::clone(segment);
             self.remove(&segment);

@@ -87,6 +87,19 @@ pub enum JournalError {
     },
 }
 
+impl JournalError {
+    /// Whether room on the disk, or in a quota, would mend it.
+    pub fn is_disk_full(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct NodeFile {
     format: u32,
