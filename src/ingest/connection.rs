@@ -8,7 +8,9 @@
 //! 1. A client may write a whole pipeline before it reads a reply, as many libraries do: reading
 //!    goes on while answers wait, up to [`UNWRITTEN_BYTES_MAX`]. Beyond that the client is not
 //!    served until it reads. All clients together hold [`CLIENT_BYTES_MAX`] at most.
-//! 2. With `journal.sync = "always"`, no answer to an increment is written before the journal is
+//! 2. After a full read the others have a turn: a client that always has more to say gets no more
+//!    than its share.
+//! 3. With `journal.sync = "always"`, no answer to an increment is written before the journal is
 //!    on the disk.
 
 use std::io;
@@ -49,6 +51,8 @@ pub struct Connection {
     rest_at: usize,
     /// What this connection adds to `Core::client_bytes`.
     noted_bytes: usize,
+    /// Whether the last read filled the buffer, so that there is probably more.
+    has_more: bool,
     /// What `journal.sync = "always"` must reach before `rest` is written.
     ticket: Option<u64>,
     inbox: Option<mpsc::Receiver<Frame>>,
@@ -69,6 +73,7 @@ impl Connection {
             rest: Vec::new(),
             rest_at: 0,
             noted_bytes: 0,
+            has_more: false,
             ticket: None,
             inbox: None,
         }
@@ -84,6 +89,9 @@ impl Connection {
 
     async fn serve(&mut self) -> io::Result<()> {
         loop {
+            if std::mem::take(&mut self.has_more) {
+                tokio::task::yield_now().await;
+            }
             let mut next = std::future::poll_fn(|cx| self.poll_burst(cx)).await?;
             loop {
                 self.note_bytes();
@@ -144,6 +152,8 @@ impl Connection {
         if new.is_empty() {
             return Poll::Ready(Ok(Next::Close));
         }
+        self.has_more = buffer.remaining() == 0;
+        let new = buffer.filled();
         let mut replies = core.replies.borrow_mut();
         replies.clear();
         let mut next = if self.held.is_empty() {
