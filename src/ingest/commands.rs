@@ -3,10 +3,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
-
 use super::core::Core;
-use super::hub::{By, QUEUE, glob};
+use super::hub::{By, glob};
 use super::listener::Client;
 use super::report;
 use super::session::{Next, ReplyMode, Session};
@@ -413,9 +411,7 @@ fn subscribe(
     let mut hub = core.hub.borrow_mut();
     let id = session.client.id;
     if !hub.knows(id) {
-        let (queue, inbox) = mpsc::channel(QUEUE);
-        hub.add(std::rc::Rc::clone(&session.client), queue);
-        session.inbox = Some(inbox);
+        session.inbox = Some(hub.add(std::rc::Rc::clone(&session.client)));
     }
     for name in args.from(1) {
         session.subscriptions = hub.subscribe(id, by, name, session.version);

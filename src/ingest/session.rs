@@ -15,11 +15,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use super::commands;
 use super::core::Core;
-use super::hub::Frame;
+use super::hub::Inbox;
 use super::listener::Client;
 use crate::counters::{Answer, BadValue, Kind, Op, RecordError};
 use crate::store::KeyError;
@@ -102,7 +101,7 @@ pub struct Session {
     /// Whether an answer encoded now says that an increment was taken.
     pub took: bool,
     /// The queue of a client that has just subscribed, until the connection takes it.
-    pub inbox: Option<mpsc::Receiver<Frame>>,
+    pub inbox: Option<Inbox>,
     /// Whether the command that the burst stopped at is to be looked at again.
     again: bool,
     decoder: Decoder,

@@ -8,6 +8,7 @@ mod support;
 
 mod architecture;
 mod clients;
+mod convergence;
 mod crash;
 mod demo;
 mod exact;
