@@ -525,9 +525,7 @@ impl Table {
                 return Observed::Unsettled;
             }
         }
-        let moved = !entry.has(KNOWN)
-            || entry.value != value.unwrap_or(0)
-            || entry.has(STORED) != value.is_some();
+        let moved = entry.value != value.unwrap_or(0) || entry.has(STORED) != value.is_some();
         entry.value = value.unwrap_or(0);
         entry.clock = clock;
         entry.seen = self.now;
@@ -786,3 +784,7 @@ fn bad_value(entry: &Entry) -> Option<BadValue> {
 #[cfg(test)]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod view_tests;

@@ -491,13 +491,19 @@ fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
             }
         }
         (b"numpat", 2) => encode::integer(out, hub.patterns() as i64),
-        (b"channels" | b"numpat", _) => {
-            let sub = String::from_utf8_lossy(&sub);
+        (b"channels", _) => {
+            let sub = String::from_utf8_lossy(args.get(1));
             encode::error(
                 out,
-                format!("ERR wrong number of arguments for 'pubsub|{sub}' command"),
+                format!(
+                    "ERR unknown subcommand or wrong number of arguments for '{sub}'. Try PUBSUB HELP."
+                ),
             );
         }
+        (b"numpat", _) => encode::error(
+            out,
+            "ERR wrong number of arguments for 'pubsub|numpat' command",
+        ),
         _ => unknown_subcommand("PUBSUB", args, out),
     }
     None

@@ -269,7 +269,7 @@ fn a_subscriber_on_the_daemons_own_socket_gets_the_messages_too() {
     let daemon = Daemon::builder(redis.url()).flush_interval("20ms").start();
     let mut local = subscribe(daemon.client());
     let mut local_pattern = daemon.client();
-    local_pattern.command(&["PSUBSCRIBE", "tallyd:*"]);
+    local_pattern.command(&["PSUBSCRIBE", "tallyd:d*"]);
     let load = Load::start(daemon.socket(), "local", 4, 5);
     load.wait_acknowledged(1000);
     let total = load.stop().iter().map(|c| c.acknowledged).sum();
@@ -281,7 +281,7 @@ fn a_subscriber_on_the_daemons_own_socket_gets_the_messages_too() {
         reply.items()[..3],
         [
             Value::bulk("pmessage"),
-            Value::bulk("tallyd:*"),
+            Value::bulk("tallyd:d*"),
             Value::bulk(CHANNEL)
         ]
     );
