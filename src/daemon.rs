@@ -25,7 +25,7 @@ use tracing::{error, info, warn};
 use crate::config::{Cold, Config, Delivery, SyncPolicy};
 use crate::counters::{Table, TableLimits};
 use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
-use crate::flush::{Command, Flush, FlushConfig, FlushError, ToCounters};
+use crate::flush::{Command, Flush, FlushConfig, FlushError, Heard, ToCounters};
 use crate::ingest::IngestConfig;
 use crate::ingest::core::{Core, Parts as CoreParts};
 use crate::ingest::listener::{self, ListenError};
@@ -186,6 +186,7 @@ impl<S: Store> Daemon<S> {
         let (flush_commands, commands) = mpsc::channel(COMMANDS);
         let seal_wanted = Arc::new(Notify::new());
         let unannounced = Arc::new(AtomicU64::new(0));
+        let heard = Arc::new(Heard::default());
         let store = Arc::new(store);
         let stop = CancellationToken::new();
         let unwanted = CancellationToken::new();
@@ -197,6 +198,7 @@ impl<S: Store> Daemon<S> {
                 writer,
                 stats: Arc::clone(&stats),
                 wanted: want,
+                heard: Arc::clone(&heard),
                 flush: flush_commands.clone(),
                 seal_wanted: Arc::clone(&seal_wanted),
             },
@@ -244,6 +246,7 @@ impl<S: Store> Daemon<S> {
             wanted,
             counters: to_counters,
             stop: unwanted.clone(),
+            heard,
             stats: Arc::clone(&stats),
         };
 

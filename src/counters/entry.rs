@@ -34,7 +34,7 @@ pub(super) struct Entry {
     pub key_len: u16,
     /// When `value` was last seen to be the store's, on the table's coarse clock.
     pub seen: u16,
-    /// The table's generation at that time: in another one messages have been lost since.
+    /// The table's generation when it was last read: in another one messages have been lost since.
     pub generation: u8,
     pub flags: u8,
     /// Short keys whole; of a long one the place in [`LongKeys`] (4 bytes), then its beginning.

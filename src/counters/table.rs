@@ -113,6 +113,8 @@ pub enum BadValue {
 pub enum Reach {
     /// Read from the store at that clock: at least as new as anything known with it.
     Read,
+    /// The same, but asked for before values were marked stale: it may be among those.
+    ReadBefore,
     /// Announced as the value right after the batch with that clock.
     Announced,
 }
@@ -322,13 +324,20 @@ impl Table {
     }
 
     /// A delta of `amount` is in the store, which then had `value` at `clock`; or, with `None`,
-    /// was set aside for good and is no longer pending. `open_epoch` is the recorder's.
-    pub fn settle(&mut self, key: &[u8], amount: i64, stored: Option<(i64, u64)>, open_epoch: u32) {
+    /// was set aside for good and is no longer pending. `open_epoch` is the recorder's. Returns
+    /// whether the store's value is another one than before.
+    pub fn settle(
+        &mut self,
+        key: &[u8],
+        amount: i64,
+        stored: Option<(i64, u64)>,
+        open_epoch: u32,
+    ) -> bool {
         let tag = self.tag(key);
         let mut at = self.find(key, tag);
         if at == NONE {
             if amount == 0 {
-                return;
+                return false;
             }
             // Evicted while its deltas cancelled out; without this one, the others no longer do.
             at = self.insert(key, tag);
@@ -347,11 +356,15 @@ impl Table {
         {
             entry.value = value;
             entry.clock = clock;
+            let moved = entry.value != value || !entry.has(STORED);
+            entry.value = value;
+            entry.clock = clock;
             entry.seen = self.now;
-            entry.generation = self.generation;
             entry.flags |= KNOWN | EXISTS | STORED;
             entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
+            return moved;
         }
+        false
     }
 
     /// Moves the coarse clock by which values age; ticks wrap around.
@@ -496,7 +509,7 @@ impl Table {
         }
         let entry = &mut self.entries[at as usize];
         let news = match reach {
-            Reach::Read => clock >= entry.clock,
+            Reach::Read | Reach::ReadBefore => clock >= entry.clock,
             Reach::Announced => clock > entry.clock,
         };
         if entry.has(KNOWN) && !news {
@@ -514,13 +527,14 @@ impl Table {
                 return Observed::Unsettled;
             }
         }
-        let moved = !entry.has(KNOWN)
-            || entry.value != value.unwrap_or(0)
-            || entry.has(STORED) != value.is_some();
+        let moved = entry.value != value.unwrap_or(0) || entry.has(STORED) != value.is_some();
         entry.value = value.unwrap_or(0);
         entry.clock = clock;
         entry.seen = self.now;
-        entry.generation = self.generation;
+        if reach == Reach::Read {
+            // Nothing else makes up for a loss: the lost message may have been the newer one.
+            entry.generation = self.generation;
+        }
         entry.flags |= KNOWN;
         entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED);
         if value.is_some() {
@@ -733,7 +747,7 @@ fn add(
     if entry.has(KNOWN) {
         Answer::Value(view)
     } else {
-        Answer::Cold(view)
+        Answer::Cold(pending)
     }
 }
 
@@ -774,3 +788,8 @@ fn bad_value(entry: &Entry) -> Option<BadValue> {
 #[cfg(test)]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+#[allow(clippy::type_complexity, clippy::needless_range_loop)]
+mod view_tests;

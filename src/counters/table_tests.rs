@@ -8,22 +8,22 @@ use proptest::prelude::*;
 use super::*;
 
 /// What the recorder was asked and what it answered.
-type Call = (Vec<u8>, i64, Result<(), RecordError>);
+pub(super) type Call = (Vec<u8>, i64, Result<(), RecordError>);
 
 /// Records of the open epoch and of sealed ones, every one of them whole.
 #[derive(Default)]
-struct Plain {
+pub(super) struct Plain {
     epoch: u32,
     open: Vec<(Vec<u8>, i64)>,
-    sealed: VecDeque<(Vec<u8>, i64)>,
-    calls: VecDeque<Call>,
+    pub(super) sealed: VecDeque<(Vec<u8>, i64)>,
+    pub(super) calls: VecDeque<Call>,
     /// Refuses this call of every so many, and why.
     refuse: Option<(usize, RecordError)>,
     count: usize,
 }
 
 impl Plain {
-    fn new(refuse: Option<(usize, RecordError)>) -> Self {
+    pub(super) fn new(refuse: Option<(usize, RecordError)>) -> Self {
         Plain {
             epoch: 1,
             refuse,
@@ -31,7 +31,7 @@ impl Plain {
         }
     }
 
-    fn seal(&mut self) {
+    pub(super) fn seal(&mut self) {
         self.epoch += 1;
         self.sealed.extend(self.open.drain(..));
     }
@@ -131,7 +131,7 @@ impl Counter {
         if self.known {
             Answer::Value(view)
         } else {
-            Answer::Cold(view)
+            Answer::Cold(pending)
         }
     }
 

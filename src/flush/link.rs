@@ -2,6 +2,7 @@
 //! by a client.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -66,6 +67,8 @@ pub enum ToCounters {
         keys: Vec<Bytes>,
         /// Their values, or why there are none.
         reading: Result<Reading, StoreError>,
+        /// What [`Heard`] said when the store was asked.
+        asked: Asked,
     },
     /// So many bytes of records may the open segment take.
     Budget {
@@ -92,4 +95,46 @@ pub struct Announcement {
     pub settled: Arc<[Settled]>,
     /// The store's clock of those values.
     pub clock: u64,
+}
+
+/// What the counters had heard at a moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// The highest clock.
+    pub clock: u64,
+    /// How often values had been marked stale.
+    pub losses: u64,
+}
+
+/// What the counters have heard so far, for those who read the store: a reading that begins later
+/// and has a lower clock comes from a store that went back.
+#[derive(Debug, Default)]
+pub struct Heard {
+    clock: AtomicU64,
+    losses: AtomicU64,
+}
+
+impl Heard {
+    /// What has been heard up to now.
+    pub fn now(&self) -> Asked {
+        Asked {
+            clock: self.clock.load(Ordering::Acquire),
+            losses: self.losses.load(Ordering::Acquire),
+        }
+    }
+
+    /// A value with this clock was seen.
+    pub fn clock(&self, clock: u64) {
+        self.clock.fetch_max(clock, Ordering::AcqRel);
+    }
+
+    /// Values were marked stale.
+    pub fn loss(&self) {
+        self.losses.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The store went back: its clock counts from here.
+    pub fn restart(&self, clock: u64) {
+        self.clock.store(clock, Ordering::Release);
+    }
 }

@@ -3,10 +3,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::mpsc;
-
 use super::core::Core;
-use super::hub::{By, QUEUE, glob};
+use super::hub::{By, glob};
 use super::listener::Client;
 use super::report;
 use super::session::{Next, ReplyMode, Session};
@@ -426,9 +424,7 @@ fn subscribe(
     let mut hub = core.hub.borrow_mut();
     let id = session.client.id;
     if !hub.knows(id) {
-        let (queue, inbox) = mpsc::channel(QUEUE);
-        hub.add(std::rc::Rc::clone(&session.client), queue);
-        session.inbox = Some(inbox);
+        session.inbox = Some(hub.add(std::rc::Rc::clone(&session.client)));
     }
     for name in args.from(1) {
         if session.subscriptions >= SUBSCRIPTIONS_MAX {
@@ -513,13 +509,19 @@ fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
             }
         }
         (b"numpat", 2) => encode::integer(out, hub.patterns() as i64),
-        (b"channels" | b"numpat", _) => {
-            let sub = String::from_utf8_lossy(&sub);
+        (b"channels", _) => {
+            let sub = String::from_utf8_lossy(args.get(1));
             encode::error(
                 out,
-                format!("ERR wrong number of arguments for 'pubsub|{sub}' command"),
+                format!(
+                    "ERR unknown subcommand or wrong number of arguments for '{sub}'. Try PUBSUB HELP."
+                ),
             );
         }
+        (b"numpat", _) => encode::error(
+            out,
+            "ERR wrong number of arguments for 'pubsub|numpat' command",
+        ),
         _ => unknown_subcommand("PUBSUB", args, out),
     }
     None

@@ -22,10 +22,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::core::Core;
-use super::hub::Frame;
+use super::hub::Inbox;
 use super::session::{Next, Session};
 use crate::flush::Command;
 use crate::wire::encode;
@@ -55,7 +55,7 @@ pub struct Connection {
     has_more: bool,
     /// What `journal.sync = "always"` must reach before `rest` is written.
     ticket: Option<u64>,
-    inbox: Option<mpsc::Receiver<Frame>>,
+    inbox: Option<Inbox>,
 }
 
 impl Connection {
@@ -134,7 +134,7 @@ impl Connection {
         }
         // A subscriber's messages wait in its bounded queue while it does not read.
         if let Some(inbox) = self.inbox.as_mut().filter(|_| self.rest.is_empty()) {
-            while let Poll::Ready(Some(frame)) = inbox.poll_recv(cx) {
+            while let Poll::Ready(Some(frame)) = inbox.poll(cx) {
                 self.rest.extend_from_slice(&frame);
                 if self.rest.len() >= CLIENT_BYTES_MIN {
                     break;

@@ -19,7 +19,7 @@ use super::hub::{Hub, KEY_CHANNEL};
 use super::loads::Loads;
 use crate::counters::{Announced, BadValue, Observed, Op, Reach, Recorder, StaleSweep, Table};
 use crate::fail_point::fail_point;
-use crate::flush::{Closed, Command, Settled, ToCounters};
+use crate::flush::{Closed, Command, Heard, Settled, ToCounters};
 use crate::journal::{Sealed, Writer};
 use crate::stats::Stats;
 use crate::store::{KeyError, Reading};
@@ -41,8 +41,8 @@ pub struct State {
     sweep: Option<StaleSweep>,
     /// Keys of that search that are being read.
     sweeping: usize,
-    /// The clock of the last reading: if the next one is lower, the store went back.
-    clock_read: u64,
+    /// Whether keys of that search could not be read: it begins anew at the next tick.
+    sweep_again: bool,
 }
 
 struct Unsettled {
@@ -72,6 +72,8 @@ pub struct Core {
     pub client_bytes: Cell<usize>,
     /// Numbers.
     pub stats: Arc<Stats>,
+    /// What was heard, for those who read the store.
+    pub heard: Arc<Heard>,
     /// Clients that wait for values.
     pub loads: Loads,
     /// Clients that wait for the disk.
@@ -98,6 +100,8 @@ pub struct Parts {
     pub writer: Writer,
     /// Numbers.
     pub stats: Arc<Stats>,
+    /// What was heard, for those who read the store.
+    pub heard: Arc<Heard>,
     /// To the loader.
     pub wanted: mpsc::Sender<Vec<Bytes>>,
     /// To the flush stage.
@@ -126,12 +130,13 @@ impl Core {
                 unsettled: HashMap::new(),
                 sweep: None,
                 sweeping: 0,
-                clock_read: 0,
+                sweep_again: false,
             }),
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             client_bytes: Cell::new(0),
             stats: parts.stats,
+            heard: parts.heard,
             loads: Loads::new(parts.wanted, load_timeout),
             durable: Durable::default(),
             hub: RefCell::new(Hub::default()),
@@ -190,8 +195,11 @@ impl Core {
         state.table.set_now(self.started.elapsed().as_secs() as u16);
         self.retry_unsettled(&mut state, true);
         self.loads.tidy();
-        // A failed read ends a step without a reading of its own.
+        // A step whose keys were asked for by others ends without a reading of its own.
         state.sweeping = 0;
+        if std::mem::take(&mut state.sweep_again) {
+            state.sweep = Some(StaleSweep::default());
+        }
         self.continue_sweep(&mut state);
     }
 
@@ -233,16 +241,29 @@ impl Core {
                     }
                 }
             }
-            ToCounters::ForgetClocks => went_back(state),
-            ToCounters::Loaded { keys, reading } => {
+            ToCounters::ForgetClocks => self.went_back(state, 0),
+            ToCounters::Loaded {
+                keys,
+                reading,
+                asked,
+            } => {
                 let mut waiting = HashSet::new();
-                if let Ok(reading) = &reading {
-                    if reading.clock < state.clock_read {
-                        went_back(state);
+                match &reading {
+                    Ok(reading) => {
+                        if reading.clock < asked.clock {
+                            self.went_back(state, reading.clock);
+                        }
+                        self.heard.clock(reading.clock);
+                        let reach = if asked.losses == self.heard.now().losses {
+                            Reach::Read
+                        } else {
+                            Reach::ReadBefore
+                        };
+                        waiting = self.read(state, &keys, reading, reach);
+                        state.sweeping = state.sweeping.saturating_sub(keys.len());
                     }
-                    state.clock_read = reading.clock;
-                    waiting = self.read(state, &keys, reading);
-                    state.sweeping = state.sweeping.saturating_sub(keys.len());
+                    // The search has gone past them.
+                    Err(_) => state.sweep_again = true,
                 }
                 let done = keys.iter().filter(|key| !waiting.contains(*key));
                 self.loads.arrived(done, reading.is_ok());
@@ -274,6 +295,7 @@ impl Core {
         settled: &[Settled],
         clock: u64,
     ) {
+        self.heard.clock(clock);
         let epoch = state.writer.epoch();
         let watched = self.hub.borrow().watches_keys();
         let table = &mut state.table;
@@ -281,10 +303,11 @@ impl Core {
             match settled {
                 Settled::Stored(value) => {
                     let stored = value.map(|value| (value, clock));
-                    table.settle(delta.key, delta.amount, stored, epoch);
+                    let moved = table.settle(delta.key, delta.amount, stored, epoch);
                     self.known(table, delta.key);
                     if let Some(value) = value
                         && watched
+                        && moved
                     {
                         self.tell_watchers(delta.key, *value);
                     }
@@ -301,6 +324,7 @@ impl Core {
     }
 
     fn announced(&self, state: &mut State, announced: &Announced) {
+        self.heard.clock(announced.clock);
         let State {
             table,
             writer,
@@ -339,7 +363,13 @@ impl Core {
     }
 
     /// Takes a reading. Returns the keys whose values must wait for a batch.
-    fn read(&self, state: &mut State, keys: &[Bytes], reading: &Reading) -> HashSet<Bytes> {
+    fn read(
+        &self,
+        state: &mut State,
+        keys: &[Bytes],
+        reading: &Reading,
+        reach: Reach,
+    ) -> HashSet<Bytes> {
         let mut waiting = HashSet::new();
         let watched = self.hub.borrow().watches_keys();
         let State {
@@ -351,7 +381,7 @@ impl Core {
         for (key, value) in keys.iter().zip(&reading.values) {
             match value {
                 Ok(value) => {
-                    let (value, clock, reach) = (*value, reading.clock, Reach::Read);
+                    let (value, clock) = (*value, reading.clock);
                     match table.observe(key, value, clock, reach, Some(&*writer)) {
                         Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
                             let seen = Unsettled {
@@ -410,6 +440,12 @@ impl Core {
 
     fn mark_stale(&self, state: &mut State) {
         state.table.mark_stale();
+        self.heard.loss();
+        for seen in state.unsettled.values_mut() {
+            if seen.reach == Reach::Read {
+                seen.reach = Reach::ReadBefore;
+            }
+        }
         state.sweep = Some(StaleSweep::default());
         self.continue_sweep(state);
     }
@@ -434,7 +470,9 @@ impl Core {
             state.sweeping = keys.len();
             self.stats.rereads_total.add(keys.len() as u64);
             let keys: Vec<Bytes> = keys.into_iter().map(Bytes::from).collect();
-            self.loads.ask(&keys);
+            if !self.loads.ask(&keys) {
+                state.sweep_again = true;
+            }
         }
     }
 
@@ -446,6 +484,13 @@ impl Core {
         });
     }
 
+    fn went_back(&self, state: &mut State, clock: u64) {
+        tracing::warn!("the store went back in time: all values are read anew");
+        state.table.forget_clocks();
+        state.unsettled.clear();
+        self.heard.restart(clock);
+    }
+
     /// Tells those who watch one counter, if there are any.
     fn tell_watchers(&self, key: &[u8], value: i64) {
         let channel = [KEY_CHANNEL, key].concat();
@@ -454,16 +499,11 @@ impl Core {
     }
 }
 
-fn went_back(state: &mut State) {
-    tracing::warn!("the store went back in time: all values are read anew");
-    state.table.forget_clocks();
-    state.unsettled.clear();
-    state.clock_read = 0;
-}
-
 fn keep_newest(unsettled: &mut HashMap<Bytes, Unsettled>, key: &[u8], new: Unsettled) {
     match unsettled.get_mut(key) {
         Some(known) if known.clock > new.clock => {}
+        // At an equal clock only a reading is news, as in the table.
+        Some(known) if known.clock == new.clock && new.reach == Reach::Announced => {}
         Some(known) => *known = new,
         None => {
             unsettled.insert(Bytes::copy_from_slice(key), new);

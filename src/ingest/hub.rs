@@ -3,8 +3,10 @@
 //! Each has a bounded queue; one that does not keep up is cut off and counted, as Redis does, so
 //! that it can neither fill the memory nor hold up anyone.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
 
@@ -14,15 +16,37 @@ use crate::wire::encode::{self, Version};
 
 /// Before a key: the channel that tells its value whenever it changed.
 pub const KEY_CHANNEL: &[u8] = b"tallyd:key:";
-/// Messages that may wait for one subscriber.
-pub const QUEUE: usize = 256;
+/// Messages that may wait for one subscriber: a batch of the largest size, for one who watches
+/// every key of it.
+pub const QUEUE: usize = 128 * 1024;
+/// Bytes that may wait for one subscriber, as in Redis.
+const QUEUE_BYTES: usize = 32 << 20;
 
 /// An encoded message.
 pub type Frame = Rc<[u8]>;
 
+/// Where a subscriber's messages wait.
+pub struct Inbox {
+    frames: mpsc::Receiver<Frame>,
+    bytes: Rc<Cell<usize>>,
+}
+
+impl Inbox {
+    /// The next message.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+        let next = self.frames.poll_recv(cx);
+        if let Poll::Ready(Some(frame)) = &next {
+            self.bytes.set(self.bytes.get() - frame.len());
+        }
+        next
+    }
+}
+
 struct Subscriber {
     client: Rc<Client>,
     queue: mpsc::Sender<Frame>,
+    /// What waits in the queue.
+    bytes: Rc<Cell<usize>>,
     version: Version,
     channels: HashSet<Vec<u8>>,
     patterns: HashSet<Vec<u8>>,
@@ -49,17 +73,21 @@ impl Hub {
         self.subscribers.contains_key(&client)
     }
 
-    /// Adds a client with its queue; it is subscribed to nothing.
-    pub fn add(&mut self, client: Rc<Client>, queue: mpsc::Sender<Frame>) {
+    /// Adds a client, which is subscribed to nothing yet; what it is to be sent waits in the inbox.
+    pub fn add(&mut self, client: Rc<Client>) -> Inbox {
         let id = client.id;
+        let (queue, frames) = mpsc::channel(QUEUE);
+        let bytes = Rc::new(Cell::new(0));
         let new = Subscriber {
             client,
             queue,
+            bytes: Rc::clone(&bytes),
             version: Version::Resp2,
             channels: HashSet::new(),
             patterns: HashSet::new(),
         };
         self.subscribers.insert(id, new);
+        Inbox { frames, bytes }
     }
 
     /// Subscribes; returns to how much the client is subscribed.
@@ -146,14 +174,14 @@ impl Hub {
                 let version = subscriber.version;
                 let frame = plain[usize::from(version == Version::Resp3)]
                     .get_or_insert_with(|| frame(version, &[b"message", channel, message]));
-                keeps_up = subscriber.queue.try_send(Rc::clone(frame)).is_ok();
+                keeps_up = subscriber.hand(Rc::clone(frame));
             }
             for pattern in subscriber.patterns.iter().filter(|p| glob(p, channel)) {
                 let frame = frame(
                     subscriber.version,
                     &[b"pmessage", pattern, channel, message],
                 );
-                keeps_up &= subscriber.queue.try_send(frame).is_ok();
+                keeps_up &= subscriber.hand(frame);
             }
             if !keeps_up {
                 stats.subscribers_dropped_total.add(1);
@@ -169,6 +197,17 @@ impl Hub {
 }
 
 impl Subscriber {
+    /// `false`: it has not read for too long.
+    fn hand(&self, frame: Frame) -> bool {
+        let bytes = self.bytes.get() + frame.len();
+        // One message alone may be as large as the store lets it be.
+        let room = bytes <= QUEUE_BYTES || self.bytes.get() == 0;
+        if room {
+            self.bytes.set(bytes);
+        }
+        room && self.queue.try_send(frame).is_ok()
+    }
+
     fn names(&mut self, by: By) -> &mut HashSet<Vec<u8>> {
         match by {
             By::Channel => &mut self.channels,

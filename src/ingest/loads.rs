@@ -101,21 +101,28 @@ impl Loads {
             .retain(|_, key| Rc::strong_count(key) > 1);
     }
 
-    /// Asks for the keys without waiting.
-    pub fn ask(&self, keys: &[Bytes]) {
+    /// Asks for the keys without waiting. `false`: there was no room for some.
+    pub fn ask(&self, keys: &[Bytes]) -> bool {
         let mut asked = self.asked.borrow_mut();
+        let mut full = false;
         let new: Vec<Bytes> = keys
             .iter()
-            .filter(|key| asked.len() < ASKED_MAX && asked.insert((*key).clone()))
+            .filter(|key| {
+                let room = asked.len() < ASKED_MAX;
+                full |= !room && !asked.contains(*key);
+                room && asked.insert((*key).clone())
+            })
             .cloned()
             .collect();
         if !new.is_empty()
             && let Err(error) = self.wanted.try_send(new)
         {
+            full = true;
             for key in error.into_inner() {
                 asked.remove(&key);
             }
         }
+        !full
     }
 
     /// Asks for the keys and waits until all were answered, well or not, or the time is up.

@@ -14,12 +14,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 
 use super::commands;
 use super::connection::CLIENT_BYTES_MAX;
 use super::core::Core;
-use super::hub::Frame;
+use super::hub::Inbox;
 use super::listener::Client;
 use super::loads::ColdKey;
 use crate::counters::{Answer, BadValue, Kind, Op, RecordError};
@@ -103,7 +102,7 @@ pub struct Session {
     /// Whether an answer encoded now says that an increment was taken.
     pub took: bool,
     /// The queue of a client that has just subscribed, until the connection takes it.
-    pub inbox: Option<mpsc::Receiver<Frame>>,
+    pub inbox: Option<Inbox>,
     /// Whether the command that the burst stopped at is to be looked at again.
     again: bool,
     decoder: Decoder,

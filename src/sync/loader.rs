@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::flush::ToCounters;
+use crate::flush::{Heard, ToCounters};
 use crate::stats::Stats;
 use crate::store::Store;
 
@@ -26,6 +26,8 @@ pub struct Loader<S> {
     pub counters: mpsc::Sender<ToCounters>,
     /// Cancelled when no client is left that could wait.
     pub stop: CancellationToken,
+    /// What had been heard when a read begins.
+    pub heard: Arc<Heard>,
     /// Numbers.
     pub stats: Arc<Stats>,
 }
@@ -42,6 +44,7 @@ impl<S: Store> Loader<S> {
             }
             while !keys.is_empty() {
                 let rest = keys.split_off(keys.len().min(KEYS_MAX));
+                let asked = self.heard.now();
                 let reading = self.store.read(&keys).await;
                 match &reading {
                     Ok(_) => self.stats.loads_total.add(keys.len() as u64),
@@ -49,7 +52,11 @@ impl<S: Store> Loader<S> {
                 }
                 if self
                     .counters
-                    .send(ToCounters::Loaded { keys, reading })
+                    .send(ToCounters::Loaded {
+                        keys,
+                        reading,
+                        asked,
+                    })
                     .await
                     .is_err()
                 {

@@ -81,6 +81,8 @@ impl Peers {
         // A heartbeat repeats the last number; any other message has the next one.
         let before = if is_empty { seq } else { seq.saturating_sub(1) };
         let Some(peer) = self.0.get_mut(node).filter(|peer| peer.run == run) else {
+            // Killed, its last run may have ended between a batch and its message.
+            let restarted = self.0.contains_key(node);
             if self.0.len() >= PEERS_MAX {
                 self.0.retain(|_, peer| peer.heard.elapsed() < PEER_AGE_MAX);
             }
@@ -94,7 +96,7 @@ impl Peers {
                     },
                 );
             }
-            return if before == 0 || fresh {
+            return if !restarted && (before == 0 || fresh) {
                 Heard::InOrder
             } else {
                 Heard::Gap
@@ -273,11 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn a_new_run_begins_at_one_and_anything_else_is_a_gap() {
+    fn a_new_node_begins_at_one_and_a_new_run_may_have_lost_the_end_of_the_old_one() {
         let mut peers = Peers::default();
         peers.hear("a", "1", 9, false, true);
-        assert_eq!(peers.hear("a", "2", 1, false, false), Heard::InOrder);
-        assert_eq!(peers.hear("a", "3", 2, false, false), Heard::Gap);
+        assert_eq!(peers.hear("a", "2", 1, false, false), Heard::Gap);
+        assert_eq!(peers.hear("a", "2", 2, false, false), Heard::InOrder);
+        assert_eq!(peers.hear("d", "1", 1, false, false), Heard::InOrder);
         assert_eq!(peers.hear("b", "1", 7, true, false), Heard::Gap);
         assert_eq!(peers.hear("c", "1", 7, true, true), Heard::InOrder);
     }

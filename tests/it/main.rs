@@ -9,6 +9,8 @@ mod support;
 mod architecture;
 mod chaos;
 mod clients;
+#[allow(clippy::format_push_string)]
+mod convergence;
 mod crash;
 mod demo;
 mod durable;

@@ -376,6 +376,7 @@ fn live(
         writer,
         stats: Arc::clone(&stats),
         wanted,
+        heard: Arc::default(),
         flush: command.clone(),
         seal_wanted: Arc::clone(&seal_wanted),
     });
