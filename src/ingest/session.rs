@@ -631,6 +631,15 @@ impl Session {
             self.cold_input.clear();
             self.cold_input.extend_from_slice(input);
             self.cold_settles = core.settles.get();
+            // What was known before the store went back is no part of what is pending.
+            let state = core.state.borrow();
+            for op in self.ops.iter_mut().filter(|op| op.kind == Kind::Add) {
+                if let Answer::Cold(view) = op.answer
+                    && let Some(known) = state.table.view(op.key(input))
+                {
+                    op.answer = Answer::Cold(view.wrapping_sub(known.value));
+                }
+            }
         }
         cold
     }
