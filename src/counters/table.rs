@@ -354,8 +354,6 @@ impl Table {
         if let Some((value, clock)) = stored
             && (clock >= entry.clock || !entry.has(KNOWN))
         {
-            entry.value = value;
-            entry.clock = clock;
             let moved = entry.value != value || !entry.has(STORED);
             entry.value = value;
             entry.clock = clock;
@@ -747,7 +745,7 @@ fn add(
     if entry.has(KNOWN) {
         Answer::Value(view)
     } else {
-        Answer::Cold(pending)
+        Answer::Cold(view)
     }
 }
 

@@ -131,7 +131,7 @@ impl Counter {
         if self.known {
             Answer::Value(view)
         } else {
-            Answer::Cold(pending)
+            Answer::Cold(view)
         }
     }
 

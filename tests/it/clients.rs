@@ -342,3 +342,18 @@ fn a_client_that_never_reads_does_not_hold_up_the_others() {
         "{resident_kib} KiB for one client that does not read"
     );
 }
+
+#[test]
+fn redis_py_reads_on_one_node_what_another_counted() {
+    let redis = RedisServer::start(&[]);
+    let (a, b) = (
+        Daemon::builder(redis.url()).start(),
+        Daemon::builder(redis.url()).start(),
+    );
+    let mut command = Command::new(installed("venv").join("bin/python"));
+    command
+        .arg(script("two_nodes.py"))
+        .arg(a.socket())
+        .arg(b.socket());
+    assert_eq!(run(&mut command, b""), "ok\n");
+}

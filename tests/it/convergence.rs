@@ -312,9 +312,10 @@ fn a_store_that_went_back_takes_the_views_of_all_nodes_with_it() {
     assert_eq!(redis.counter("k"), 10);
     wait_shown(&b, "k", 10);
     wait_shown(&a, "k", 10);
-    a.client().command(&["INCR", "k"]);
+    assert_eq!(a.client().number(&["INCR", "k"]), 11);
     a.flush();
     wait_shown(&b, "k", 11);
+    assert_eq!(b.client().number(&["INCR", "k"]), 12);
 }
 
 #[test]
@@ -418,6 +419,7 @@ fn a_channel_of_one_key_tells_its_value_once_a_flush_whoever_changed_it() {
     let redis = RedisServer::start(&[]);
     let (a, b) = (quiet(&redis).start(), quiet(&redis).start());
     let mut exact = subscribe(&b, "SUBSCRIBE", "tallyd:key:k");
+    exact.set_limit(Duration::from_secs(5));
     let mut pattern = subscribe(&b, "PSUBSCRIBE", "tallyd:key:*");
     wait_subscribed(&b);
     b.client().command(&["GET", "k"]);
@@ -427,7 +429,9 @@ fn a_channel_of_one_key_tells_its_value_once_a_flush_whoever_changed_it() {
             daemon.client().command(&["INCR", "k"]);
         }
         daemon.flush();
-        let message = exact.read().unwrap();
+        let message = exact
+            .read()
+            .unwrap_or_else(|error| panic!("{expected}: {error}"));
         assert_eq!(
             message.items(),
             [

@@ -152,9 +152,11 @@ fn the_example_and_the_first_steps_do_what_the_readme_says() {
             .is_ok_and(|answer| answer == Value::Status("PONG".into()))
     });
 
-    let [example] = &blocks_in("python")[..] else {
-        panic!("one example in Python was expected");
+    let [example, two_nodes] = &blocks_in("python")[..] else {
+        panic!("two examples in Python were expected");
     };
+    // That one is run with the clients.
+    assert!(read("tests/clients/two_nodes.py").contains(two_nodes));
     let mut python = Command::new(installed("venv").join("bin/python"));
     let (status, output) = finish(python.args(["-c", &here(example)]), b"");
     assert!(status.success(), "{output}");
