@@ -1,6 +1,7 @@
 //! Promise 5 between nodes: every view comes to the store's value, whatever was lost on the way.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -269,7 +270,7 @@ fn what_is_not_a_message_is_counted_and_does_no_harm() {
     assert_eq!(get(&daemon, "k"), Some(5), "an old clock moved it");
     let mut large = r#"["k",1,6]"#.to_owned();
     for number in 0..90_000 {
-        large += &format!(r#",["a-key-of-nobody:{number}",1,1]"#);
+        write!(large, r#",["a-key-of-nobody:{number}",1,1]"#).unwrap();
     }
     let large = message("n", 4, now + 2, &large);
     assert!(large.len() > 2 << 20);
