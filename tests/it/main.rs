@@ -11,6 +11,7 @@ mod chaos;
 mod clients;
 #[allow(clippy::format_push_string)]
 mod convergence;
+mod corpus;
 mod crash;
 mod demo;
 mod durable;
