@@ -27,6 +27,7 @@
 //! # The rooms, in reading order
 //!
 //! - [`stats`]: the numbers of this process, one source for `INFO`, `TALLY.STATS` and metrics.
+//! - [`health`]: whether the process is alive and ready.
 //! - [`fail_point`]: named points at which a test may have the process die; nothing in a release.
 //! - [`wire`]: bytes to commands and replies to bytes; pure.
 //! - [`counters`]: the table, which applies commands in groups to entries of last known value and
@@ -58,6 +59,7 @@ pub mod counters;
 pub mod daemon;
 pub mod fail_point;
 pub mod flush;
+pub mod health;
 pub mod ingest;
 pub mod journal;
 pub mod log;

@@ -21,6 +21,7 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 /// edges never read the configuration, only what was made of it for them.
 const ROOMS: &[Room] = &[
     room("stats", &[]),
+    room("health", &[]),
     // Nothing at all but in builds for tests.
     room("fail_point", &[]),
     room("wire", &[]),
@@ -46,7 +47,7 @@ const ROOMS: &[Room] = &[
             "flush",
         ],
     ),
-    room("admin", &["stats"]),
+    room("admin", &["stats", "health"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
     room("config", &[]),
     room("log", &["config"]),
@@ -54,8 +55,8 @@ const ROOMS: &[Room] = &[
     room(
         "daemon",
         &[
-            "stats", "counters", "store", "journal", "flush", "sync", "ingest", "admin", "config",
-            "log",
+            "stats", "health", "counters", "store", "journal", "flush", "sync", "ingest", "admin",
+            "config", "log",
         ],
     ),
     // `journal show` and its kin read segments, `demo` and `top` are clients.
