@@ -220,6 +220,7 @@ impl<S: Store> Daemon<S> {
                 commands,
                 seal_wanted,
                 stats: Arc::clone(&stats),
+                hot: None,
             },
         );
         let publisher = Publisher {

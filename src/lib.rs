@@ -28,6 +28,7 @@
 //!
 //! - [`stats`]: the numbers of this process, one source for `INFO`, `TALLY.STATS` and metrics.
 //! - [`health`]: whether the process is alive and ready.
+//! - [`hot`]: which keys change the most, counted from sealed epochs; pure.
 //! - [`fail_point`]: named points at which a test may have the process die; nothing in a release.
 //! - [`wire`]: bytes to commands and replies to bytes; pure.
 //! - [`counters`]: the table, which applies commands in groups to entries of last known value and
@@ -60,6 +61,7 @@ pub mod daemon;
 pub mod fail_point;
 pub mod flush;
 pub mod health;
+pub mod hot;
 pub mod ingest;
 pub mod journal;
 pub mod log;

@@ -53,6 +53,8 @@ numbers! {
     load_errors_total,
     /// Keys with a delta in the open epoch.
     epoch_keys,
+    /// Bytes of their records.
+    epoch_bytes,
     /// Epochs sealed.
     seals_total,
     /// Keys in sealed segments that are not yet known to be in the store.

@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 use super::link::{Announcement, Closed, Settled, ToCounters};
 use super::resolve::{Known, Verdict, resolve};
 use crate::fail_point::fail_point;
+use crate::hot::Hot;
 use crate::journal::rejected::{Rejected, RejectedFile};
 use crate::journal::{Directory, JournalError, Sealed, Writer};
 use crate::stats::Stats;
@@ -104,6 +105,8 @@ pub struct Parts<S> {
     pub seal_wanted: Arc<Notify>,
     /// Numbers.
     pub stats: Arc<Stats>,
+    /// Where somebody may look at it: which keys change.
+    pub hot: Option<Arc<Hot>>,
 }
 
 /// See the module's documentation.
@@ -120,6 +123,7 @@ pub struct Flush<S: Store> {
     commands: mpsc::Receiver<Command>,
     seal_wanted: Arc<Notify>,
     stats: Arc<Stats>,
+    hot: Option<Arc<Hot>>,
 
     /// Sealed, not wholly applied, in order.
     queue: VecDeque<Arc<Sealed>>,
@@ -186,6 +190,7 @@ impl<S: Store> Flush<S> {
             commands: parts.commands,
             seal_wanted: parts.seal_wanted,
             stats: parts.stats,
+            hot: parts.hot,
             // A former process may have sent the next batch without living to see the reply.
             uncertain: parts
                 .segments
@@ -312,15 +317,22 @@ impl<S: Store> Flush<S> {
             Closed::Epoch(writer) => writer,
             Closed::Empty(writer) => {
                 self.standby = Some(writer);
+                if let Some(hot) = &self.hot {
+                    hot.add_epoch(Instant::now(), std::iter::empty());
+                }
                 return Ok(true);
             }
         };
         fail_point("seal.closed");
-        let sync = self.config.sync;
+        let (sync, hot) = (self.config.sync, self.hot.clone());
         // File I/O waits where it holds up no other stage.
         let sealed = tokio::task::spawn_blocking(move || {
             let sealed = writer.seal()?;
             let synced = if sync { sealed.sync() } else { Ok(()) };
+            if let Some(hot) = hot {
+                let epoch = sealed.deltas().map(|delta| (delta.key, delta.amount));
+                hot.add_epoch(Instant::now(), epoch);
+            }
             Ok((sealed, synced))
         })
         .await

@@ -179,6 +179,7 @@ impl Core {
         self.stats.view_keys.set(state.table.len() as u64);
         self.stats.view_bytes.set(state.table.bytes() as u64);
         self.stats.epoch_keys.set(u64::from(state.writer.records()));
+        self.stats.epoch_bytes.set(state.writer.bytes() as u64);
         let pending = state.writer.records() > 0 || self.stats.sealed_keys.get() > 0;
         if !pending {
             self.pending_since.set(0);

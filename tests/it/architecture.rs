@@ -22,6 +22,8 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 const ROOMS: &[Room] = &[
     room("stats", &[]),
     room("health", &[]),
+    // Fed by the flush stage, shown by the admin server.
+    room("hot", &[]),
     // Nothing at all but in builds for tests.
     room("fail_point", &[]),
     room("wire", &[]),
@@ -32,7 +34,7 @@ const ROOMS: &[Room] = &[
     room("journal", &["fail_point", "counters", "store"]),
     room(
         "flush",
-        &["stats", "fail_point", "counters", "store", "journal"],
+        &["stats", "hot", "fail_point", "counters", "store", "journal"],
     ),
     room("sync", &["stats", "counters", "store", "flush"]),
     room(
@@ -47,7 +49,7 @@ const ROOMS: &[Room] = &[
             "flush",
         ],
     ),
-    room("admin", &["stats", "health"]),
+    room("admin", &["stats", "health", "hot"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
     room("config", &[]),
     room("log", &["config"]),

@@ -400,6 +400,7 @@ fn live(
             commands,
             seal_wanted,
             stats,
+            hot: None,
         },
     );
     let driver = async {
