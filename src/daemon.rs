@@ -1,18 +1,19 @@
 //! The assembly: builds every room, owns every task, and ends them in order.
 //!
 //! Two threads: *ingest*, which owns the counters and serves the clients, and *stages* (the
-//! caller's), which flushes, publishes and loads. They speak through bounded queues only.
+//! caller's), which flushes, publishes and loads. They speak through bounded queues only. A third
+//! is the *admin* server's, where one is asked for: it only reads shared numbers.
 //!
 //! The end has phases, all within `shutdown.timeout`: the listener closes; each client is answered
 //! what it has sent; the epoch is sealed and flushed; what was flushed is published. What is not
-//! done by then is in the journal.
+//! done by then is in the journal. The admin server tells of all this, and ends last.
 
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::UnixListener as TokioListener;
@@ -22,15 +23,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::config::{Cold, Config, Delivery, SyncPolicy};
+use crate::admin::{self, AdminError};
+use crate::config::{AdminListen, Cold, Config, Delivery, SyncPolicy};
 use crate::counters::{Table, TableLimits};
 use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
 use crate::flush::{Command, Flush, FlushConfig, FlushError, Heard, ToCounters};
+use crate::health::{Health, Phase};
 use crate::ingest::IngestConfig;
 use crate::ingest::core::{Core, Parts as CoreParts};
-use crate::ingest::listener::{self, ListenError};
+use crate::ingest::listener;
 use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, JournalError, Recovery, Writer};
+use crate::socket::{self, ListenError};
 use crate::stats::Stats;
 use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::{self, RedisConfig, RedisStore};
@@ -70,6 +74,9 @@ pub enum DaemonError {
     /// The socket.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The admin server.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The embedded store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -103,6 +110,9 @@ pub async fn run(
     ready: impl FnOnce(&Arc<Stats>),
 ) -> Result<(), DaemonError> {
     raise_descriptor_limit(config.listen.max_connections);
+    let shared = Shared::default();
+    // Before the journal is recovered, which may take a while: it says so.
+    let admin = start_admin(&config, &shared)?;
     let bytes_max = config.limits.max_pending_bytes as usize;
     let (directory, recovery, writer) = Directory::open(
         &config.node.state_dir,
@@ -110,6 +120,9 @@ pub async fn run(
         bytes_max,
     )?;
     let identity = directory.identity();
+    if let Some(admin) = &admin {
+        admin.node_is(identity.node.to_string());
+    }
     match config.store.url.connection_info() {
         None => {
             let store = EmbeddedStore::open(&config.node.state_dir.join("store.redb"), identity)?;
@@ -119,6 +132,8 @@ pub async fn run(
                 recovery,
                 writer,
                 store,
+                shared,
+                admin,
             }
             .run(events, ready)
             .await
@@ -142,6 +157,8 @@ pub async fn run(
                 recovery,
                 writer,
                 store,
+                shared,
+                admin,
             }
             .run(events, ready)
             .await
@@ -155,6 +172,15 @@ struct Daemon<S> {
     recovery: Recovery,
     writer: Writer,
     store: S,
+    shared: Shared,
+    admin: Option<admin::Server>,
+}
+
+/// What every thread may write to or read.
+#[derive(Default)]
+struct Shared {
+    stats: Arc<Stats>,
+    health: Arc<Health>,
 }
 
 impl<S: Store> Daemon<S> {
@@ -169,12 +195,14 @@ impl<S: Store> Daemon<S> {
             recovery,
             writer,
             store,
+            shared: Shared { stats, health },
+            mut admin,
         } = self;
-        let stats = Arc::new(Stats::default());
         let identity = directory.identity();
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
-        let listener = listener::bind(
+        let listener = socket::bind(
+            "listen.socket",
             &config.listen.socket,
             config.listen.mode,
             config.listen.group.as_deref(),
@@ -266,6 +294,7 @@ impl<S: Store> Daemon<S> {
             loader.run().await;
             Ok("loader")
         });
+        health.set_phase(Phase::Ready);
         tell_ready(&config, identity);
         ready(&stats);
 
@@ -276,8 +305,10 @@ impl<S: Store> Daemon<S> {
             &flush_commands,
             &mut stages,
             &mut ended,
+            &mut admin,
         )
         .await?;
+        health.set_phase(Phase::Stopping);
         info!("stopping: no more connections, then a last flush");
         stop.cancel();
         // A client that does not read its answers must not keep the rest from being flushed.
@@ -295,9 +326,35 @@ impl<S: Store> Daemon<S> {
         }
         // It may have been replaced by a successor's: the path is all that can be compared.
         let _ = std::fs::remove_file(&config.listen.socket);
+        if let Some(admin) = admin {
+            admin.stop().await;
+        }
         info!("stopped");
         Ok(())
     }
+}
+
+/// The admin server, where one is asked for.
+fn start_admin(config: &Config, shared: &Shared) -> Result<Option<admin::Server>, AdminError> {
+    let address = match config.admin.listen.clone() {
+        None => return Ok(None),
+        Some(AdminListen::Tcp(address)) => admin::Address::Tcp(address),
+        Some(AdminListen::Unix(path)) => admin::Address::Unix {
+            path,
+            mode: config.listen.mode,
+            group: config.listen.group.clone(),
+        },
+    };
+    let context = admin::Context {
+        stats: Arc::clone(&shared.stats),
+        health: Arc::clone(&shared.health),
+        name: config.node.name.clone(),
+        node: OnceLock::new(),
+        stop: CancellationToken::new(),
+    };
+    admin::Bound::bind(&address)?
+        .start(Arc::new(context))
+        .map(Some)
 }
 
 /// Resolves when the ingest thread is gone.
@@ -310,7 +367,15 @@ async fn attend(
     flush: &mpsc::Sender<Command>,
     stages: &mut JoinSet<Result<&'static str, FlushError>>,
     ingest: &mut Ended,
+    admin: &mut Option<admin::Server>,
 ) -> Result<(), DaemonError> {
+    let admin_ended = async {
+        match admin {
+            Some(admin) => admin.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(admin_ended);
     loop {
         tokio::select! {
             event = events.recv() => match event {
@@ -334,6 +399,7 @@ async fn attend(
                 });
             }
             _ = &mut ingest.0 => return Err(DaemonError::Ended("ingest thread")),
+            () = &mut admin_ended => return Err(DaemonError::Ended("admin server")),
         }
     }
 }

@@ -21,7 +21,7 @@
 //!   store      Redis, Valkey, or the embedded one: counters, token, clock
 //! ```
 //!
-//! Two threads, and bounded queues between them. The ingest thread owns the counters and never
+//! Two threads (and one for admin), and bounded queues between them. The ingest thread owns the counters and never
 //! waits for the store; the stages own the store's connections and never make a client wait.
 //!
 //! # The rooms, in reading order
@@ -38,6 +38,8 @@
 //! - [`flush`]: when to seal, and how a sealed segment gets to the store exactly once.
 //! - [`sync`]: the message that is published for each batch, and the loading of values.
 //! - [`ingest`]: the socket, the connections, and what each command does.
+//! - [`socket`]: binding a Unix socket.
+//! - [`admin`]: the HTTP server for health, metrics and the live page.
 //! - [`config`]: defaults, file, environment and flags, merged, checked, with the origin of each.
 //! - [`log`]: lines on stderr.
 //! - [`daemon`]: builds all of the above, owns every task, and ends them in order.
@@ -54,6 +56,7 @@
 //! holds the number of this node's last batch; the *clock* is the key that every batch increments.
 //! The *view* of a key is its last known value and what is pending.
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod counters;
@@ -65,6 +68,7 @@ pub mod hot;
 pub mod ingest;
 pub mod journal;
 pub mod log;
+pub mod socket;
 pub mod stats;
 pub mod store;
 pub mod sync;

@@ -10,10 +10,12 @@ use tracing::{error, info, warn};
 
 use super::check;
 use super::exit::ExitCode;
+use crate::admin::AdminError;
 use crate::config::{self, Config, Environment, Flags};
 use crate::daemon::{self, DaemonError, Event};
 use crate::journal::JournalError;
 use crate::log::{self, LogHandle};
+use crate::socket::ListenError;
 
 /// Runs the daemon until a signal ends it.
 pub fn run(flags: Flags) -> ExitCode {
@@ -68,15 +70,18 @@ pub fn report(error: &DaemonError) -> ExitCode {
 /// The exit code for it.
 pub(super) fn exit_code(error: &DaemonError) -> ExitCode {
     match error {
-        DaemonError::Listen(crate::ingest::listener::ListenError::Group { .. })
+        DaemonError::Listen(ListenError::Group { .. })
+        | DaemonError::Admin(AdminError::Unix(ListenError::Group { .. }))
         | DaemonError::Journal(JournalError::Node { .. }) => ExitCode::Configuration,
         DaemonError::Journal(_)
         | DaemonError::Listen(_)
+        | DaemonError::Admin(AdminError::Tcp { .. } | AdminError::Unix(_))
         | DaemonError::Store(_)
         | DaemonError::Rejected { .. } => ExitCode::Io,
-        DaemonError::Runtime(_) | DaemonError::Flush(_) | DaemonError::Ended(_) => {
-            ExitCode::Internal
-        }
+        DaemonError::Runtime(_)
+        | DaemonError::Admin(AdminError::Thread(_))
+        | DaemonError::Flush(_)
+        | DaemonError::Ended(_) => ExitCode::Internal,
     }
 }
 

@@ -1,15 +1,8 @@
-//! The listening socket and the list of clients.
-//!
-//! A socket file that nobody listens on is what a killed daemon leaves: it is replaced. One that
-//! answers belongs to a living daemon and is refused.
+//! The accept loop and the list of clients.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io;
 use std::net::Shutdown;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -24,108 +17,6 @@ use super::core::Core;
 
 /// Pause after the system refused to give a connection (no descriptor is left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    /// The file system says no.
-    #[error("listen.socket {}: cannot {action}: {source}", path.display())]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A living daemon.
-    #[error("listen.socket {}: another process is listening on it", path.display())]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// No socket is in the way.
-    #[error("listen.socket {}: there is a file that is no socket; move it away", path.display())]
-    NotASocket {
-        /// The file.
-        path: PathBuf,
-    },
-    /// No such group.
-    #[error("listen.group {name}: there is no such group in /etc/group")]
-    Group {
-        /// As configured.
-        name: String,
-    },
-}
-
-/// Binds the socket with its mode and group.
-///
-/// # Errors
-/// See [`ListenError`].
-pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<StdListener, ListenError> {
-    let error = |action| {
-        move |source: io::Error| ListenError::Io {
-            path: path.to_owned(),
-            action,
-            source,
-        }
-    };
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(error("create its directory"))?;
-    }
-    match std::fs::symlink_metadata(path) {
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => {}
-        Err(other) => return Err(error("look at it")(other)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(ListenError::NotASocket {
-                path: path.to_owned(),
-            });
-        }
-        Ok(_) => match StdStream::connect(path) {
-            Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(error("remove the dead socket"))?;
-            }
-            Ok(_) => {
-                return Err(ListenError::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            Err(other) => return Err(error("look who is listening")(other)),
-        },
-    }
-    // Nobody gets in between binding and setting the mode.
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777));
-    let bound = StdListener::bind(path);
-    rustix::process::umask(before);
-    let listener = bound.map_err(error("bind"))?;
-    if let Some(name) = group {
-        let group = group_id(name).ok_or_else(|| ListenError::Group {
-            name: name.to_owned(),
-        })?;
-        rustix::fs::chown(path, None, Some(rustix::process::Gid::from_raw(group)))
-            .map_err(io::Error::from)
-            .map_err(error("give it to listen.group"))?;
-    }
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .map_err(error("set its mode"))?;
-    listener.set_nonblocking(true).map_err(error("prepare"))?;
-    Ok(listener)
-}
-
-/// A group's number, by number or by its name in `/etc/group`.
-fn group_id(name: &str) -> Option<u32> {
-    if let Ok(number) = name.parse() {
-        return Some(number);
-    }
-    let groups = std::fs::read_to_string("/etc/group").ok()?;
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name))
-            .then(|| fields.nth(1)?.parse().ok())
-            .flatten()
-    })
-}
 
 /// What others may know of a client.
 pub struct Client {

@@ -49,7 +49,9 @@ const ROOMS: &[Room] = &[
             "flush",
         ],
     ),
-    room("admin", &["stats", "health", "hot"]),
+    // Of the applications and of the admin server.
+    room("socket", &[]),
+    room("admin", &["stats", "health", "hot", "socket"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
     room("config", &[]),
     room("log", &["config"]),
@@ -57,15 +59,16 @@ const ROOMS: &[Room] = &[
     room(
         "daemon",
         &[
-            "stats", "health", "counters", "store", "journal", "flush", "sync", "ingest", "admin",
-            "config", "log",
+            "stats", "health", "hot", "counters", "store", "journal", "flush", "sync", "ingest",
+            "socket", "admin", "config", "log",
         ],
     ),
     // `journal show` and its kin read segments, `demo` and `top` are clients.
     room(
         "cli",
         &[
-            "stats", "wire", "counters", "store", "journal", "ingest", "config", "log", "daemon",
+            "stats", "wire", "counters", "store", "journal", "ingest", "socket", "admin", "config",
+            "log", "daemon",
         ],
     ),
 ];

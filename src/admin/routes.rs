@@ -1,0 +1,108 @@
+//! What is answered to each path.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName,
+    HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::Context;
+use super::guard::{self, Hosts};
+use crate::health::Phase;
+
+/// A whole body, or a stream.
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The paths that there are.
+const PATHS: &str = "/healthz /readyz /metrics";
+/// What is no page needs no right to anything.
+const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+/// Headers of every answer.
+const ALWAYS: [(HeaderName, HeaderValue); 4] = [
+    (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        HeaderValue::from_static("same-origin"),
+    ),
+];
+
+/// Answers a request.
+pub fn answer<B: hyper::body::Body>(
+    request: &Request<B>,
+    context: &Context,
+    hosts: &Hosts,
+) -> Response<Body> {
+    let mut response = match guard::check(request, hosts) {
+        Err((status, why)) => line(status, why),
+        Ok(()) if ![Method::GET, Method::HEAD].contains(request.method()) => {
+            let mut response = line(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD");
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response
+        }
+        Ok(()) => route(request.uri().path(), context),
+    };
+    let headers = response.headers_mut();
+    for (name, value) in ALWAYS {
+        headers.insert(name, value);
+    }
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(NOTHING);
+    if !request.body().is_end_stream() {
+        // What was sent along is not read, so nothing behind it can be either.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+fn route(path: &str, context: &Context) -> Response<Body> {
+    match path {
+        "/healthz" => healthz(context),
+        "/readyz" => readyz(context),
+        _ => line(
+            StatusCode::NOT_FOUND,
+            &format!("not found; there are: {PATHS}"),
+        ),
+    }
+}
+
+/// Whether the process does its work; a store that is away is no reason to restart it.
+fn healthz(context: &Context) -> Response<Body> {
+    match context.health.stuck() {
+        None => line(StatusCode::OK, "ok"),
+        Some(who) => line(StatusCode::SERVICE_UNAVAILABLE, &format!("{who} is stuck")),
+    }
+}
+
+/// Whether clients are accepted.
+fn readyz(context: &Context) -> Response<Body> {
+    let not_ready = match (context.health.phase(), context.health.stuck()) {
+        (Phase::Starting, _) => "starting: the journal is being recovered",
+        (Phase::Stopping, _) => "stopping: no more connections, a last flush",
+        (Phase::Ready, Some(_)) => return healthz(context),
+        (Phase::Ready, None) => return line(StatusCode::OK, "ready"),
+    };
+    line(StatusCode::SERVICE_UNAVAILABLE, not_ready)
+}
+
+/// A line of text.
+pub fn line(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = whole(TEXT, format!("{text}\n"));
+    *response.status_mut() = status;
+    response
+}
+
+/// A whole body.
+pub fn whole(content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
