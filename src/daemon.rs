@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::admin::feed::Feed;
 use crate::admin::{self, AdminError};
 use crate::config::{AdminListen, Cold, Config, Delivery, SyncPolicy};
 use crate::counters::{Table, TableLimits};
 use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
 use crate::flush::{Command, Flush, FlushConfig, FlushError, Heard, ToCounters};
 use crate::health::{Health, Phase};
+use crate::hot::Hot;
 use crate::ingest::IngestConfig;
 use crate::ingest::core::{Core, Parts as CoreParts};
 use crate::ingest::listener;
@@ -181,6 +183,7 @@ struct Daemon<S> {
 struct Shared {
     stats: Arc<Stats>,
     health: Arc<Health>,
+    hot: Arc<Hot>,
 }
 
 impl<S: Store> Daemon<S> {
@@ -195,7 +198,7 @@ impl<S: Store> Daemon<S> {
             recovery,
             writer,
             store,
-            shared: Shared { stats, health },
+            shared: Shared { stats, health, hot },
             mut admin,
         } = self;
         let identity = directory.identity();
@@ -248,7 +251,7 @@ impl<S: Store> Daemon<S> {
                 commands,
                 seal_wanted,
                 stats: Arc::clone(&stats),
-                hot: None,
+                hot: admin.is_some().then_some(hot),
             },
         );
         let publisher = Publisher {
@@ -350,6 +353,11 @@ fn start_admin(config: &Config, shared: &Shared) -> Result<Option<admin::Server>
         health: Arc::clone(&shared.health),
         name: config.node.name.clone(),
         node: OnceLock::new(),
+        store: config.store.url.to_string(),
+        pending_bytes_max: config.limits.max_pending_bytes,
+        record_bytes_max: crate::journal::format::record_bytes(config.limits.max_key_bytes) as u64,
+        hot: Arc::clone(&shared.hot),
+        feed: Feed::default(),
         stop: CancellationToken::new(),
     };
     admin::Bound::bind(&address)?

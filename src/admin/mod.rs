@@ -8,7 +8,9 @@
 //! 4. There is no authentication: who reaches the address may read. What is served is numbers, and
 //!    on the page the names of the hottest keys; never a secret.
 
+pub mod feed;
 mod guard;
+mod page;
 mod routes;
 mod server;
 mod stream;
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use server::{AdminError, Bound, Server};
 
 use crate::health::Health;
+use crate::hot::Hot;
 use crate::stats::Stats;
 
 /// What the handlers may know.
@@ -34,6 +37,16 @@ pub struct Context {
     pub name: String,
     /// The node's id, once the state directory is open.
     pub node: OnceLock<String>,
+    /// The store, without its password.
+    pub store: String,
+    /// `limits.max_pending_bytes`.
+    pub pending_bytes_max: u64,
+    /// What a record of the longest key takes in the journal.
+    pub record_bytes_max: u64,
+    /// Which keys change the most.
+    pub hot: Arc<Hot>,
+    /// What the page shows.
+    pub feed: feed::Feed,
     /// Set when the server is to end: streams end then, too.
     pub stop: CancellationToken,
 }

@@ -12,16 +12,19 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::Context;
+use super::feed::{Feed, STREAMS_MAX};
 use super::guard::{self, Hosts};
+use super::page::page;
 use crate::health::Phase;
 
 /// A whole body, or a stream.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The paths that there are.
-const PATHS: &str = "/healthz /readyz /metrics";
+const PATHS: &str = "/ /healthz /readyz /metrics";
 /// What is no page needs no right to anything.
 const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Headers of every answer.
 const ALWAYS: [(HeaderName, HeaderValue); 4] = [
@@ -65,6 +68,8 @@ pub fn answer<B: hyper::body::Body>(
 
 fn route(path: &str, context: &Context) -> Response<Body> {
     match path {
+        "/" => page(),
+        "/events" => events(context),
         "/healthz" => healthz(context),
         "/readyz" => readyz(context),
         _ => line(
@@ -91,6 +96,17 @@ fn readyz(context: &Context) -> Response<Body> {
         (Phase::Ready, None) => return line(StatusCode::OK, "ready"),
     };
     line(StatusCode::SERVICE_UNAVAILABLE, not_ready)
+}
+
+/// The feed of the page.
+fn events(context: &Context) -> Response<Body> {
+    let Some(events) = Feed::stream(context) else {
+        let text = format!("{STREAMS_MAX} pages are open; close one");
+        return line(StatusCode::SERVICE_UNAVAILABLE, &text);
+    };
+    let mut response = Response::new(events.boxed_unsync());
+    response.headers_mut().insert(CONTENT_TYPE, EVENTS);
+    response
 }
 
 /// A line of text.

@@ -18,6 +18,7 @@ use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use super::feed::{self, Feed};
 use super::guard::Hosts;
 use super::stream::{Stream, TakenWithin};
 use super::{Address, Context, routes};
@@ -215,10 +216,15 @@ impl Listener<TcpListener, UnixListener> {
 async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Context>, hosts: Hosts) {
     let connections = TaskTracker::new();
     let mut refused = false;
+    let mut seconds = tokio::time::interval(feed::EVERY);
     loop {
         let accepted = tokio::select! {
             biased;
             () = context.stop.cancelled() => break,
+            _ = seconds.tick() => {
+                Feed::tick(&context);
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -52,6 +52,12 @@ pub struct Hottest {
     pub keys: Vec<Weighed>,
 }
 
+impl Default for Hot {
+    fn default() -> Self {
+        Hot::new(Instant::now())
+    }
+}
+
 impl Hot {
     /// Nothing is hot; the first epoch begins now.
     pub fn new(now: Instant) -> Self {

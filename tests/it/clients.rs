@@ -32,7 +32,7 @@ fn script(name: &str) -> PathBuf {
         .join(name)
 }
 
-fn node() -> Command {
+pub fn node() -> Command {
     // The one that tests/run installed where the system's is missing or too old.
     let own = installed("venv").join("bin/node");
     Command::new(if own.exists() { own } else { "node".into() })

@@ -7,6 +7,7 @@
 mod support;
 
 mod architecture;
+mod browser;
 mod chaos;
 mod clients;
 #[allow(clippy::format_push_string)]
@@ -22,6 +23,7 @@ mod journal;
 mod kill_points;
 mod limits;
 mod listen;
+mod page;
 mod protocol;
 mod publish;
 mod readme;

@@ -31,13 +31,23 @@ impl Load {
     /// Starts `clients` clients with keys `{name}:0`, `{name}:1` …, each of which sends `pipeline` increments
     /// at a time and then reads their replies.
     pub fn start(socket: &Path, name: &str, clients: usize, pipeline: usize) -> Self {
+        Self::on_keys(
+            socket,
+            (0..clients).map(|number| format!("{name}:{number}")),
+            pipeline,
+        )
+    }
+
+    /// The same with keys of their own making.
+    pub fn on_keys(socket: &Path, keys: impl IntoIterator<Item = String>, pipeline: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicI64::new(0));
-        let workers = (0..clients)
-            .map(|number| {
+        let workers = keys
+            .into_iter()
+            .map(|key| {
                 let worker = Worker {
                     socket: socket.to_path_buf(),
-                    key: format!("{name}:{number}"),
+                    key,
                     pipeline,
                     stop: Arc::clone(&stop),
                     acknowledged: Arc::clone(&acknowledged),
