@@ -198,6 +198,8 @@ impl<S: Store> Daemon<S> {
             shared: Shared { stats, health },
             mut admin,
         } = self;
+        stats.pending_bytes_max.set(config.limits.max_pending_bytes);
+        stats.view_bytes_max.set(config.limits.max_view_bytes);
         let identity = directory.identity();
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);

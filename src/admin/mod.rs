@@ -9,6 +9,7 @@
 //!    on the page the names of the hottest keys; never a secret.
 
 mod guard;
+pub mod metrics;
 mod routes;
 mod server;
 mod stream;

@@ -13,6 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::Context;
 use super::guard::{self, Hosts};
+use super::metrics;
 use crate::health::Phase;
 
 /// A whole body, or a stream.
@@ -67,6 +68,7 @@ fn route(path: &str, context: &Context) -> Response<Body> {
     match path {
         "/healthz" => healthz(context),
         "/readyz" => readyz(context),
+        "/metrics" => whole(metrics::CONTENT_TYPE, metrics::render(context)),
         _ => line(
             StatusCode::NOT_FOUND,
             &format!("not found; there are: {PATHS}"),
