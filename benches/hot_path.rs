@@ -245,10 +245,11 @@ impl<E: Epochs> Server<E> {
         let mut at = 0;
         loop {
             let next = increment(&input[at..]);
-            if let Some((key, amount, used)) = next.clone() {
-                let op = Op::new(Kind::Add, at + key.start, key.len(), amount);
+            if let Some(found) = next.clone() {
+                let key = found.key;
+                let op = Op::new(Kind::Add, at + key.start, key.len(), found.amount);
                 self.ops.push(op);
-                at += used;
+                at += found.used;
             }
             if self.ops.len() == GROUP || next.is_none() {
                 self.table
@@ -300,9 +301,10 @@ fn bench_parts(criterion: &mut Criterion, load: &Load) {
     let parse = |ops: &mut Vec<Op>| {
         let mut at = 0;
         ops.clear();
-        while let Some((key, amount, used)) = increment(&input[at..]) {
+        while let Some(found) = increment(&input[at..]) {
+            let (key, amount) = (found.key, found.amount);
             ops.push(Op::new(Kind::Add, at + key.start, key.len(), amount));
-            at += used;
+            at += found.used;
         }
     };
     parse(&mut ops);
@@ -336,9 +338,10 @@ fn bench_parts(criterion: &mut Criterion, load: &Load) {
         .map(|input| {
             let mut ops = Vec::new();
             let mut at = 0;
-            while let Some((key, amount, used)) = increment(&input[at..]) {
+            while let Some(found) = increment(&input[at..]) {
+                let (key, amount) = (found.key, found.amount);
                 ops.push(Op::new(Kind::Add, at + key.start, key.len(), amount));
-                at += used;
+                at += found.used;
             }
             ops
         })

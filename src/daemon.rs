@@ -201,6 +201,8 @@ impl<S: Store> Daemon<S> {
             shared: Shared { stats, health, hot },
             mut admin,
         } = self;
+        stats.pending_bytes_max.set(config.limits.max_pending_bytes);
+        stats.view_bytes_max.set(config.limits.max_view_bytes);
         let identity = directory.identity();
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
@@ -354,7 +356,6 @@ fn start_admin(config: &Config, shared: &Shared) -> Result<Option<admin::Server>
         name: config.node.name.clone(),
         node: OnceLock::new(),
         store: config.store.url.to_string(),
-        pending_bytes_max: config.limits.max_pending_bytes,
         record_bytes_max: crate::journal::format::record_bytes(config.limits.max_key_bytes) as u64,
         hot: Arc::clone(&shared.hot),
         feed: Feed::default(),

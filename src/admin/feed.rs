@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use super::Context as Daemon;
 use crate::health::Phase;
 use crate::hot::Hot;
+use crate::stats::Number;
 
 /// Between two samples, and between two states.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -171,19 +172,25 @@ impl Feed {
     /// To be called every [`EVERY`].
     pub fn tick(daemon: &Daemon) {
         let (feed, stats) = (&daemon.feed, &daemon.stats);
-        let numbers: BTreeMap<_, _> = stats.snapshot().into_iter().collect();
-        let times = |count: u64, us| Times {
-            count,
-            us: numbers.get(us).copied().unwrap_or_default(),
+        let times = |counts: &[&Number], us: &Number| Times {
+            count: counts.iter().map(|count| count.get()).sum(),
+            us: us.get(),
         };
+        let transactions = [
+            &stats.batches_total,
+            &stats.batches_refused_total,
+            &stats.batches_keys_refused_total,
+            &stats.batches_aborted_total,
+            &stats.uncertain_total,
+        ];
         let sample = Sample {
             taken: Instant::now(),
             at: unix_ms(),
             increments: stats.increments_total.get(),
             commands: stats.flushed_keys_total.get(),
-            seals: times(stats.seals_total.get(), "seal_us_total"),
-            transactions: times(stats.batches_total.get(), "transaction_us_total"),
-            publications: times(stats.published_total.get(), "publish_us_total"),
+            seals: times(&[&stats.seals_total], &stats.seal_us_total),
+            transactions: times(&transactions, &stats.transaction_us_total),
+            publications: times(&[&stats.published_total], &stats.publish_us_total),
         };
         let mut samples = feed.samples.lock().unwrap_or_else(PoisonError::into_inner);
         if samples.len() == SAMPLES_MAX {
@@ -277,9 +284,9 @@ fn pending(daemon: &Daemon) -> Pending {
     Pending {
         keys: stats.sealed_keys.get() + stats.epoch_keys.get(),
         bytes,
-        bytes_max: daemon.pending_bytes_max,
+        bytes_max: stats.pending_bytes_max.get(),
         // The longest key would find no room.
-        full: bytes + daemon.record_bytes_max > daemon.pending_bytes_max,
+        full: bytes + daemon.record_bytes_max > stats.pending_bytes_max.get(),
         age_ms: if since == 0 {
             0
         } else {

@@ -10,6 +10,7 @@
 
 pub mod feed;
 mod guard;
+pub mod metrics;
 mod page;
 mod routes;
 mod server;
@@ -39,8 +40,6 @@ pub struct Context {
     pub node: OnceLock<String>,
     /// The store, without its password.
     pub store: String,
-    /// `limits.max_pending_bytes`.
-    pub pending_bytes_max: u64,
     /// What a record of the longest key takes in the journal.
     pub record_bytes_max: u64,
     /// Which keys change the most.

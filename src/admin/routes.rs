@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::Context;
 use super::feed::{Feed, STREAMS_MAX};
 use super::guard::{self, Hosts};
+use super::metrics;
 use super::page::page;
 use crate::health::Phase;
 
@@ -72,6 +73,7 @@ fn route(path: &str, context: &Context) -> Response<Body> {
         "/events" => events(context),
         "/healthz" => healthz(context),
         "/readyz" => readyz(context),
+        "/metrics" => whole(metrics::CONTENT_TYPE, metrics::render(context)),
         _ => line(
             StatusCode::NOT_FOUND,
             &format!("not found; there are: {PATHS}"),

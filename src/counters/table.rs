@@ -44,6 +44,8 @@ pub struct Op {
     pub kind: Kind,
     /// Whether nobody waits for the answer.
     pub quiet: bool,
+    /// The caller's own: the table does not look at it.
+    pub note: u8,
     /// For [`Kind::Add`].
     pub amount: i64,
     /// Filled in by [`Table::apply`].
@@ -60,6 +62,7 @@ impl Op {
             len: len as u32,
             kind,
             quiet: false,
+            note: 0,
             amount,
             answer: Answer::Missing,
             tag: 0,

@@ -33,7 +33,7 @@ use crate::fail_point::fail_point;
 use crate::hot::Hot;
 use crate::journal::rejected::{Rejected, RejectedFile};
 use crate::journal::{Directory, JournalError, Names, Sealed, Writer};
-use crate::stats::Stats;
+use crate::stats::{Number, Stats};
 use crate::store::{Claim, Delta, KeyError, Lane, Outcome, Refusal, RunId, Store, StoreError};
 
 /// First pause after a failure; it doubles with each further one, up to [`PAUSE_MAX`].
@@ -141,6 +141,15 @@ pub struct Flush<S: Store> {
     stats: Arc<Stats>,
     hot: Option<Arc<Hot>>,
 
+    /// By a segment's first batch, the Unix time in ms since which it may hold a delta: that of the
+    /// attempt to seal before its own.
+    since: BTreeMap<u64, u64>,
+    /// The last attempt to seal, in the same.
+    attempted_ms: u64,
+    /// When the stage was built: how old what a former process left is at least.
+    begun_ms: u64,
+    /// Increments taken by then.
+    increments: u64,
     /// Sealed, not wholly applied, in order.
     queue: VecDeque<Arc<Sealed>>,
     /// Wholly applied, kept in case that the store goes back, oldest first.
@@ -215,6 +224,10 @@ impl<S: Store> Flush<S> {
                 .segments
                 .last()
                 .is_some_and(|last| last.last_batch() > parts.applied),
+            since: BTreeMap::new(),
+            attempted_ms: unix_ms(),
+            begun_ms: unix_ms(),
+            increments: 0,
             queue: parts.segments.into_iter().map(Arc::new).collect(),
             retained: VecDeque::new(),
             standby: None,
@@ -329,6 +342,8 @@ impl<S: Store> Flush<S> {
         let Some(next) = self.take_standby().await else {
             return Ok(false);
         };
+        let begin = Instant::now();
+        let since = std::mem::replace(&mut self.attempted_ms, unix_ms());
         let (closed, answer) = oneshot::channel();
         let message = ToCounters::Seal { next, closed };
         self.counters
@@ -369,6 +384,13 @@ impl<S: Store> Flush<S> {
         }
         fail_point("seal.done");
         self.stats.seals_total.add(1);
+        let histograms = &self.stats.histograms;
+        Stats::took(&histograms.seal, &self.stats.seal_us_total, begin.elapsed());
+        histograms.flush_keys.observe(f64::from(sealed.records()));
+        let increments = self.stats.increments_total.get();
+        let new = increments - std::mem::replace(&mut self.increments, increments);
+        histograms.flush_increments.observe(new as f64);
+        self.since.insert(sealed.first_batch(), since);
         self.stats.sealed_keys.add(u64::from(sealed.records()));
         self.expected_bytes = sealed.bytes();
         self.queue.push_back(sealed);
@@ -492,12 +514,18 @@ impl<S: Store> Flush<S> {
             .filter(|index| done.is_none_or(|d| !d.contains_key(index)))
             .collect();
         fail_point("batch.ready");
+        let begin = Instant::now();
         let outcome = if sent.len() == deltas.len() {
             lane.apply(batch, &deltas).await
         } else {
             let some: Vec<Delta<'_>> = sent.iter().map(|&index| deltas[index]).collect();
             lane.apply(batch, &some).await
         };
+        Stats::took(
+            &self.stats.histograms.transaction,
+            &self.stats.transaction_us_total,
+            begin.elapsed(),
+        );
         match outcome {
             Outcome::Applied { values, clock } => {
                 self.stats.flushed_keys_total.add(sent.len() as u64);
@@ -512,8 +540,12 @@ impl<S: Store> Flush<S> {
                 self.settle(&segment, batch, deltas.len(), clock).await?;
                 Ok(ControlFlow::Continue(()))
             }
-            Outcome::NotApplied(Refusal::TokenMoved) => Ok(self.drop_lane(Pause::None)),
+            Outcome::NotApplied(Refusal::TokenMoved) => {
+                self.stats.batches_aborted_total.add(1);
+                Ok(self.drop_lane(Pause::None))
+            }
             Outcome::NotApplied(Refusal::Keys(keys)) => {
+                self.stats.batches_keys_refused_total.add(1);
                 let refused = keys
                     .into_iter()
                     .filter_map(|(index, error)| Some((*sent.get(index)?, error)))
@@ -521,7 +553,10 @@ impl<S: Store> Flush<S> {
                 self.reject(batch, &deltas, refused).await;
                 Ok(self.drop_lane(Pause::None))
             }
-            Outcome::NotApplied(Refusal::Whole(error)) => Ok(self.drop_lane(Pause::Trouble(error))),
+            Outcome::NotApplied(Refusal::Whole(error)) => {
+                self.stats.batches_refused_total.add(1);
+                Ok(self.drop_lane(Pause::Trouble(error)))
+            }
             Outcome::Unknown(error) => {
                 self.uncertain = true;
                 self.stats.uncertain_total.add(1);
@@ -584,7 +619,9 @@ impl<S: Store> Flush<S> {
                 self.token = standing.token.map(|token| token.batch);
             }
         }
-        self.uncertain = false;
+        if std::mem::take(&mut self.uncertain) && self.config.exactly_once {
+            self.stats.uncertain_resolved_total.add(1);
+        }
         self.server = Some(standing.server);
         self.clock = standing.clock;
         self.lane = Some(lane);
@@ -892,6 +929,7 @@ impl<S: Store> Flush<S> {
     /// The first segment of the queue is wholly applied: it is retained.
     async fn finish(&mut self) -> Result<(), FlushError> {
         if let Some(segment) = self.queue.pop_front() {
+            self.since.remove(&segment.first_batch());
             self.retained.push_back((Instant::now(), segment));
             self.release();
         }
@@ -961,7 +999,7 @@ impl<S: Store> Flush<S> {
             self.remove(&segment);
             self.retained.pop_front();
         }
-        self.stats.retained_segments.set(self.retained.len() as u64);
+        self.gauge_retained();
     }
 
     fn remove(&mut self, segment: &Sealed) {
@@ -1002,7 +1040,19 @@ impl<S: Store> Flush<S> {
     fn gauge_bytes(&self) {
         let bytes: usize = self.queue.iter().map(|segment| segment.bytes()).sum();
         self.stats.sealed_bytes.set(bytes as u64);
+        self.stats.sealed_segments.set(self.queue.len() as u64);
+        let since = self.queue.front().map_or(0, |oldest| {
+            let known = self.since.get(&oldest.first_batch());
+            *known.unwrap_or(&self.begun_ms)
+        });
+        self.stats.sealed_since_ms.set(since);
+        self.gauge_retained();
+    }
+
+    fn gauge_retained(&self) {
+        let bytes: usize = self.retained.iter().map(|(_, s)| s.bytes()).sum();
         self.stats.retained_segments.set(self.retained.len() as u64);
+        self.stats.retained_bytes.set(bytes as u64);
     }
 
     /// Logs a failure once per change and once a minute; returns how long to wait.
@@ -1018,6 +1068,8 @@ impl<S: Store> Flush<S> {
             Pause::Own(reason) => reason.clone(),
         };
         self.stats.retries_total.add(1);
+        self.stats.last_retry_ms.set(unix_ms());
+        kind_of(pause, &self.stats).add(1);
         self.stats.set_store_error(reason.clone());
         let now = Instant::now();
         let trouble = self.trouble.get_or_insert_with(|| {
@@ -1053,6 +1105,18 @@ impl<S: Store> Flush<S> {
                 "flushing again"
             );
         }
+    }
+}
+
+/// The number of failures of this kind.
+fn kind_of<'a>(pause: &Pause, stats: &'a Stats) -> &'a Number {
+    match pause {
+        Pause::Trouble(StoreError::Io { .. }) => &stats.retries_io_total,
+        Pause::Trouble(StoreError::Timeout { .. }) => &stats.retries_timeout_total,
+        Pause::Trouble(StoreError::Refused { .. }) => &stats.retries_refused_total,
+        Pause::Trouble(StoreError::Protocol { .. }) => &stats.retries_protocol_total,
+        Pause::Trouble(StoreError::Embedded { .. }) => &stats.retries_embedded_total,
+        Pause::None | Pause::Own(_) => &stats.retries_local_total,
     }
 }
 

@@ -87,7 +87,8 @@ pub struct Core {
     /// When the process began to serve.
     pub started: Instant,
     seal_wanted: Arc<Notify>,
-    pending_since: Cell<u64>,
+    /// When the open epoch was first seen to have a delta; 0: it has none.
+    epoch_since: Cell<u64>,
 }
 
 /// What [`Core`] is built from.
@@ -144,7 +145,7 @@ impl Core {
             clients: super::listener::Clients::default(),
             started: Instant::now(),
             seal_wanted: parts.seal_wanted,
-            pending_since: Cell::new(0),
+            epoch_since: Cell::new(0),
         })
     }
 
@@ -178,15 +179,20 @@ impl Core {
         let state = self.state.borrow();
         self.stats.view_keys.set(state.table.len() as u64);
         self.stats.view_bytes.set(state.table.bytes() as u64);
+        self.stats.view_evictions_total.set(state.table.evicted());
         self.stats.epoch_keys.set(u64::from(state.writer.records()));
         self.stats.epoch_bytes.set(state.writer.bytes() as u64);
-        let pending = state.writer.records() > 0 || self.stats.sealed_keys.get() > 0;
-        if !pending {
-            self.pending_since.set(0);
-        } else if self.pending_since.get() == 0 {
-            self.pending_since.set(unix_ms());
+        if state.writer.records() == 0 {
+            self.epoch_since.set(0);
+        } else if self.epoch_since.get() == 0 {
+            self.epoch_since.set(unix_ms());
         }
-        self.stats.pending_since_ms.set(self.pending_since.get());
+        self.stats
+            .pending_since_ms
+            .set(match self.stats.sealed_since_ms.get() {
+                0 => self.epoch_since.get(),
+                sealed => sealed,
+            });
     }
 
     /// What has to be done now and then: ages, values that waited too long, a search that stalled.
@@ -216,6 +222,7 @@ impl Core {
                     self.durable.also(state.writer.sync_handle());
                     next.begin(state.writer.next_first_batch());
                     state.seal_asked = false;
+                    self.epoch_since.set(0);
                     fail_point("epoch.closed");
                     Closed::Epoch(std::mem::replace(&mut state.writer, next))
                 };

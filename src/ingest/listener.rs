@@ -119,6 +119,7 @@ pub async fn serve(
                 }
                 refused = true;
                 core.stats.connections_refused_total.add(1);
+                core.stats.connections_refused_descriptors_total.add(1);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -126,6 +127,7 @@ pub async fn serve(
         refused = false;
         if core.clients.len() >= core.config.connections_max {
             core.stats.connections_refused_total.add(1);
+            core.stats.connections_refused_limit_total.add(1);
             // As Redis says it. The socket's buffer is empty, so this does not wait.
             let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
             continue;

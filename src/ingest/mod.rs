@@ -22,6 +22,7 @@ pub mod listener;
 pub mod loads;
 pub mod report;
 pub mod session;
+mod taken;
 
 use std::time::Duration;
 

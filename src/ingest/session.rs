@@ -21,6 +21,7 @@ use super::core::Core;
 use super::hub::Inbox;
 use super::listener::Client;
 use super::loads::ColdKey;
+use super::taken::{LANE_MAX, Lanes, Verb};
 use crate::counters::{Answer, BadValue, Kind, Op, RecordError};
 use crate::store::KeyError;
 use crate::wire::command::{Command, Spec, lookup};
@@ -49,6 +50,11 @@ pub enum Next {
     /// Write what there is and close.
     Close,
 }
+
+/// What one operation does, by how much, and for an increment by which command.
+type Action = (Kind, i64, Verb);
+/// A reading, whose command is not counted.
+const GET: Action = (Kind::Get, 0, Verb::Incr);
 
 /// `CLIENT REPLY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,14 +162,17 @@ impl Session {
         let mut at = 0;
         loop {
             if self.is_plain() {
-                while let Some((key, amount, used)) = increment(&input[at..]) {
+                while let Some(found) = increment(&input[at..]) {
+                    let key = found.key;
                     if key.len() > core.config.key_bytes_max
                         || input[at + key.start..at + key.end].starts_with(RESERVED)
                     {
                         break; // The careful way has the words for it.
                     }
-                    self.push_op(Kind::Add, at + key.start, key.len(), amount);
-                    at += used;
+                    let by = if found.by { Verb::IncrBy } else { Verb::Incr };
+                    let add = (Kind::Add, found.amount, by);
+                    self.push_op(add, at + key.start, key.len());
+                    at += found.used;
                     if self.ops.len() >= GROUP && self.finish_group(core, input, out) == Next::Cold
                     {
                         return (at, Next::Cold);
@@ -304,8 +313,8 @@ impl Session {
                 }
                 Ok(counter) => {
                     let place = decoder.place(1);
-                    if let (Some((kind, amount)), Some(key)) = (counter, &place) {
-                        self.push_op(kind, frame.start + key.start, key.len(), amount);
+                    if let (Some(what), Some(key)) = (counter, &place) {
+                        self.push_op(what, frame.start + key.start, key.len());
                         (self.ops.len() >= GROUP
                             && self.finish_group(core, input, out) == Next::Cold)
                             .then_some(Next::Cold)
@@ -455,8 +464,8 @@ impl Session {
                 self.refuse(core, text);
                 None
             }
-            (Ok(Some((kind, amount))), _) => {
-                self.push_op(kind, ranges[1].start, ranges[1].len(), amount);
+            (Ok(Some(what)), _) => {
+                self.push_op(what, ranges[1].start, ranges[1].len());
                 None
             }
             (Ok(None), Command::Mget | Command::Exists) => {
@@ -469,7 +478,7 @@ impl Session {
                 let reply = self.reply;
                 for key in keys {
                     self.reply = reply;
-                    self.push_op(Kind::Get, key.start, key.len(), 0);
+                    self.push_op(GET, key.start, key.len());
                 }
                 None
             }
@@ -509,8 +518,9 @@ impl Session {
         next
     }
 
-    fn push_op(&mut self, kind: Kind, start: usize, len: usize, amount: i64) {
+    fn push_op(&mut self, (kind, amount, by): Action, start: usize, len: usize) {
         let mut op = Op::new(kind, start, len, amount);
+        op.note = by as u8;
         if self.reply != ReplyMode::On {
             op.quiet = true;
             if self.reply == ReplyMode::SkipNext {
@@ -655,12 +665,18 @@ impl Session {
     fn answer_group(&mut self, core: &Core, out: &mut Out) {
         let mut taken = 0;
         let mut errors = 0;
-        for op in &self.ops {
-            match op.answer {
-                Answer::Value(_) | Answer::Cold(_) => taken += u64::from(op.kind == Kind::Add),
-                Answer::Missing | Answer::Unknown | Answer::Aged(_) => {}
-                _ => errors += 1,
+        for ops in self.ops.chunks(LANE_MAX) {
+            let mut lanes = Lanes::default();
+            for op in ops {
+                match op.answer {
+                    Answer::Value(_) | Answer::Cold(_) => {
+                        lanes.add(op.note, op.kind == Kind::Add);
+                    }
+                    Answer::Missing | Answer::Unknown | Answer::Aged(_) => {}
+                    _ => errors += 1,
+                }
             }
+            taken += note_taken(core, lanes);
         }
         if self.pieces.is_empty() {
             for op in self.ops.iter().filter(|op| !op.quiet) {
@@ -670,7 +686,6 @@ impl Session {
             self.answer_pieces(out);
         }
         self.took |= taken > 0;
-        core.stats.increments_total.add(taken);
         core.stats.commands_total.add(self.ops.len() as u64);
         core.stats.errors_total.add(errors);
         self.ops.clear();
@@ -712,20 +727,41 @@ impl Session {
     }
 }
 
+/// Adds to the numbers, by command; returns the sum.
+fn note_taken(core: &Core, lanes: Lanes) -> u64 {
+    let stats = &core.stats;
+    let mut sum = 0;
+    for (by, number) in [
+        (Verb::Incr, &stats.increments_incr_total),
+        (Verb::IncrBy, &stats.increments_incrby_total),
+        (Verb::Decr, &stats.increments_decr_total),
+        (Verb::DecrBy, &stats.increments_decrby_total),
+    ] {
+        let taken = lanes.get(by);
+        if taken > 0 {
+            number.add(taken);
+            sum += taken;
+        }
+    }
+    stats.increments_total.add(sum);
+    sum
+}
+
 /// What a command on one counter does to it; `Ok(None)`: it is none.
-fn operation(command: Command, args: Args<'_>) -> Result<Option<(Kind, i64)>, &'static str> {
+fn operation(command: Command, args: Args<'_>) -> Result<Option<Action>, &'static str> {
     let amount = || parse_i64(args.get(2)).ok_or("ERR value is not an integer or out of range");
     Ok(Some(match command {
-        Command::Incr => (Kind::Add, 1),
-        Command::Decr => (Kind::Add, -1),
-        Command::IncrBy => (Kind::Add, amount()?),
+        Command::Incr => (Kind::Add, 1, Verb::Incr),
+        Command::Decr => (Kind::Add, -1, Verb::Decr),
+        Command::IncrBy => (Kind::Add, amount()?, Verb::IncrBy),
         Command::DecrBy => (
             Kind::Add,
             amount()?
                 .checked_neg()
                 .ok_or("ERR decrement would overflow")?,
+            Verb::DecrBy,
         ),
-        Command::Get => (Kind::Get, 0),
+        Command::Get => GET,
         _ => return Ok(None),
     }))
 }

@@ -62,7 +62,14 @@ impl<S: Store> Publisher<S> {
             };
             let text = Bytes::from(text);
             if self.enabled {
-                match self.store.publish(&text).await {
+                let begin = Instant::now();
+                let published = self.store.publish(&text).await;
+                Stats::took(
+                    &self.stats.histograms.publish,
+                    &self.stats.publish_us_total,
+                    begin.elapsed(),
+                );
+                match published {
                     Ok(()) => {
                         self.stats.published_total.add(1);
                         failing = false;

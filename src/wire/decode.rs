@@ -385,11 +385,23 @@ impl<'a> Args<'a> {
     }
 }
 
-/// The key and amount of a whole `INCR key` or `INCRBY key amount` in its usual form at the
-/// beginning of `input`, and the bytes it took: the hot path. Anything else, an incomplete one
-/// included, is `None`, and is left to [`Decoder`].
+/// A whole increment in its usual form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Increment {
+    /// Where the key is.
+    pub key: Range<usize>,
+    /// By how much.
+    pub amount: i64,
+    /// Whether it is an `INCRBY`, else an `INCR`.
+    pub by: bool,
+    /// The bytes it took.
+    pub used: usize,
+}
+
+/// The whole `INCR key` or `INCRBY key amount` in its usual form at the beginning of `input`: the
+/// hot path. Anything else, an incomplete one included, is `None`, and is left to [`Decoder`].
 #[inline]
-pub fn increment(input: &[u8]) -> Option<(Range<usize>, i64, usize)> {
+pub fn increment(input: &[u8]) -> Option<Increment> {
     // Words of eight bytes: a comparison of slices would be a call.
     let head: &[u8; 16] = input.first_chunk()?;
     let [first, second] = [word(head, 0), word(head, 8)];
@@ -408,13 +420,23 @@ pub fn increment(input: &[u8]) -> Option<(Range<usize>, i64, usize)> {
     };
     let (key, at) = short_bulk(input, at)?;
     if !by {
-        return Some((key, 1, at));
+        return Some(Increment {
+            key,
+            amount: 1,
+            by,
+            used: at,
+        });
     }
     if *input.get(at)? != b'$' {
         return None;
     }
     let (amount, at) = short_bulk(input, at + 1)?;
-    Some((key, parse_i64(&input[amount])?, at))
+    Some(Increment {
+        key,
+        amount: parse_i64(&input[amount])?,
+        by,
+        used: at,
+    })
 }
 
 #[inline]

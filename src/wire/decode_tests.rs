@@ -153,13 +153,17 @@ fn increments() -> impl Strategy<Value = Vec<u8>> {
 
 /// What the short way takes, the careful one must take alike.
 fn agree(input: &[u8]) -> Result<bool, TestCaseError> {
-    let Some((key, amount, used)) = increment(input) else {
+    let Some(found) = increment(input) else {
         return Ok(false);
     };
+    let Increment {
+        key, amount, used, ..
+    } = found;
     let mut decoder = Decoder::default();
     prop_assert_eq!(decoder.decode(input), Ok(Step::Command(used)));
     let args = decoder.args(input);
     prop_assert_eq!(decoder.place(1), Some(key));
+    prop_assert_eq!(found.by, args.get(0).eq_ignore_ascii_case(b"INCRBY"));
     if args.get(0).eq_ignore_ascii_case(b"INCR") {
         prop_assert_eq!((args.len(), amount), (2, 1));
     } else {
