@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::DropGuard;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -217,6 +218,7 @@ async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Conte
     let connections = TaskTracker::new();
     let mut refused = false;
     let mut seconds = tokio::time::interval(feed::EVERY);
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
             biased;
