@@ -25,7 +25,7 @@ use crate::health::Health;
 use crate::stats::Stats;
 
 /// What the handlers may know.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Context {
     /// The numbers.
     pub stats: Arc<Stats>,
