@@ -61,12 +61,13 @@ fn is_known(host: &str, name: &str) -> bool {
     if host.parse::<SocketAddr>().is_ok() || host.parse::<IpAddr>().is_ok() {
         return true;
     }
+    // An address of version 6 with a port has been read above.
+    if let Some(inner) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        return inner.parse::<IpAddr>().is_ok();
+    }
     let (domain, port) = host.split_once(':').unwrap_or((host, "0"));
     if port.parse::<u16>().is_err() {
         return false;
-    }
-    if let Some(inner) = domain.strip_prefix('[').and_then(|d| d.strip_suffix(']')) {
-        return inner.parse::<IpAddr>().is_ok();
     }
     domain.eq_ignore_ascii_case("localhost")
         || (!name.is_empty() && domain.eq_ignore_ascii_case(name))

@@ -266,13 +266,7 @@ impl Facts {
         };
         for (number, help, value) in &numbers {
             if !shown(number) {
-                let none: [(&str, &str); 0] = [];
-                family(
-                    encoder,
-                    &format!("tallyd_{number}"),
-                    help,
-                    &[(none, *value)],
-                )?;
+                family(encoder, &format!("tallyd_{number}"), help, &[([], *value)])?;
             }
         }
         let pending = value("epoch_bytes") + value("sealed_bytes");
@@ -366,6 +360,14 @@ fn family<const N: usize>(
     };
     let mut family = encoder.encode_descriptor(family_name, help, None, kind)?;
     for (labels, value) in samples {
+        if labels.is_empty() {
+            // One sample, without braces.
+            return if is_counter {
+                ConstCounter::new(*value).encode(family)
+            } else {
+                ConstGauge::new(*value).encode(family)
+            };
+        }
         let sample = family.encode_family(labels)?;
         if is_counter {
             ConstCounter::new(*value).encode(sample)?;
@@ -378,23 +380,12 @@ fn family<const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
-
     use super::*;
-    use crate::admin::feed::Feed;
-    use crate::health::Health;
 
     fn context(name: &str) -> Context {
         Context {
-            stats: Arc::default(),
-            health: Arc::new(Health::default()),
             name: name.to_owned(),
-            node: OnceLock::new(),
-            store: "embedded".to_owned(),
-            record_bytes_max: 1056,
-            hot: Arc::default(),
-            feed: Feed::default(),
-            stop: tokio_util::sync::CancellationToken::new(),
+            ..Context::default()
         }
     }
 

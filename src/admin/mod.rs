@@ -28,7 +28,7 @@ use crate::hot::Hot;
 use crate::stats::Stats;
 
 /// What the handlers may know.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Context {
     /// The numbers.
     pub stats: Arc<Stats>,

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod admin;
 mod architecture;
 mod browser;
 mod chaos;
@@ -23,6 +24,7 @@ mod journal;
 mod kill_points;
 mod limits;
 mod listen;
+mod metrics;
 mod page;
 mod protocol;
 mod publish;

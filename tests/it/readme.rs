@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
+use tallyd::admin::{Context, metrics};
 use tallyd::config::{Config, Environment};
-use tallyd::stats::Stats;
 use tallyd::wire::command::COMMANDS;
 
 use crate::clients::installed;
@@ -256,12 +256,15 @@ fn the_tables_name_what_the_code_has() {
         }
     }
 
-    let numbers = Stats::default().snapshot();
-    for name in first_column(section(&readme, "## Operation")) {
-        if name.contains('_') && !name.contains('.') {
-            let known = numbers.iter().any(|(number, _)| *number == name);
-            assert!(known, "{name} is no number of INFO and TALLY.STATS");
-        }
+    let metrics = metrics::render(&Context::default());
+    let numbers = first_column(section(&readme, "## Operation"));
+    let watched = numbers
+        .iter()
+        .filter(|name| name.contains('_') && !name.contains('.'));
+    assert!(watched.clone().count() > 10);
+    for name in watched {
+        let known = metrics.contains(&format!("\n# TYPE {name} "));
+        assert!(known, "{name} is no metric");
     }
 }
 
