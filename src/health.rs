@@ -37,8 +37,9 @@ impl Default for Health {
         Self {
             started: Instant::now(),
             phase: AtomicU8::new(Phase::Starting as u8),
-            ingest: AtomicU64::new(0),
-            flush: AtomicU64::new(0),
+            // Who has not begun yet is not stuck.
+            ingest: AtomicU64::new(u64::MAX),
+            flush: AtomicU64::new(u64::MAX),
         }
     }
 }

@@ -4,8 +4,7 @@
 //! `tests/browser/page.mjs` drives the browser (playwright-core, pinned in `tests/clients`); this
 //! drives everything else. Skipped only where `TALLYD_NO_BROWSER` is set.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -17,6 +16,7 @@ use serde_json::{Value as Json, json};
 
 use crate::clients::{installed, node};
 use crate::support::daemon::Daemon;
+use crate::support::http::Address;
 use crate::support::load::Load;
 use crate::support::redis::RedisServer;
 use crate::support::{wait_exit, wait_until};
@@ -106,8 +106,8 @@ const SHOWN: [(&str, &str, &str); 10] = [
 ];
 
 /// The values of [`SHOWN`], summed up over the labels.
-fn scrape(address: &str) -> Json {
-    let text = get(address, "/metrics");
+fn scrape(admin: &Address) -> Json {
+    let text = admin.get("/metrics").body;
     let value = |metric: &str, label: &str| -> f64 {
         let is_it = |line: &&str| {
             let rest = line.strip_prefix(metric);
@@ -125,18 +125,6 @@ fn scrape(address: &str) -> Json {
         .into()
 }
 
-fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
-}
-
 #[test]
 fn the_page_shows_what_is_so() {
     if std::env::var_os("TALLYD_NO_BROWSER").is_some() {
@@ -149,6 +137,7 @@ fn the_page_shows_what_is_so() {
         .set("admin.listen", &address)
         .set("node.name", "web-7")
         .start();
+    let admin = Address::Tcp(address.parse().unwrap());
     let name = json!({ "name": "web-7" });
     let mut browser = Browser::open(&format!("http://{address}/"));
     browser.step("open", &name);
@@ -163,9 +152,9 @@ fn the_page_shows_what_is_so() {
     let acknowledged: i64 = load.stop().iter().map(|done| done.acknowledged).sum();
     daemon.flush();
     wait_until("gauges say that all is in the store", || {
-        scrape(&address)["pending-keys"] == 0
+        scrape(&admin)["pending-keys"] == 0
     });
-    let numbers = scrape(&address);
+    let numbers = scrape(&admin);
     assert!(numbers["increments_total"].as_i64() >= Some(acknowledged));
     browser.step("equal", &numbers);
 

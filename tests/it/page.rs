@@ -2,10 +2,8 @@
 //! client that takes nothing, or wants too much, is refused. The page itself is looked at in
 //! `browser`.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
@@ -13,88 +11,51 @@ use serde_json::Value as Json;
 use tempfile::TempDir;
 
 use crate::support::daemon::{Daemon, NEVER, Settings};
+use crate::support::http::{Address, Response, Stream};
 use crate::support::load::Load;
 use crate::support::redis::RedisServer;
 use crate::support::{LIMIT, wait_until};
 
-/// A daemon whose admin socket is a Unix socket.
+/// A daemon whose admin server listens on a Unix socket.
 struct Watched {
     daemon: Daemon,
-    admin: PathBuf,
+    admin: Address,
     _dir: TempDir,
 }
 
 fn watched(settings: Settings) -> Watched {
     let dir = TempDir::with_prefix("tallyd-admin-").unwrap();
-    let admin = dir.path().join("admin.sock");
-    let listen = format!("unix:{}", admin.display());
+    let path = dir.path().join("admin.sock");
+    let listen = format!("unix:{}", path.display());
     Watched {
         daemon: settings.set("admin.listen", listen).start(),
-        admin,
+        admin: Address::Unix(path),
         _dir: dir,
     }
 }
 
-/// An answer whose head has been read.
-struct Answer {
-    status: u16,
-    headers: BTreeMap<String, String>,
-    body: BufReader<UnixStream>,
-}
-
-impl Answer {
-    /// Sends a request.
-    fn to(admin: &Path, path: &str) -> Self {
-        Self::over(UnixStream::connect(admin).unwrap(), path)
-    }
-
-    fn over(mut stream: UnixStream, path: &str) -> Self {
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-        let mut body = BufReader::new(stream);
-        let mut line = || {
-            let mut line = String::new();
-            body.read_line(&mut line).unwrap();
-            line.trim_end().to_owned()
-        };
-        let status = line().split(' ').nth(1).unwrap().parse().unwrap();
-        let mut headers = BTreeMap::new();
-        loop {
-            let header = line();
-            let Some((name, value)) = header.split_once(": ") else {
-                assert_eq!(header, "");
-                break;
-            };
-            headers.insert(name.to_lowercase(), value.to_owned());
-        }
-        Self {
-            status,
-            headers,
-            body,
-        }
-    }
-
-    /// The rest, of a body that has a length.
-    fn text(mut self) -> String {
-        let mut bytes = vec![0; self.headers["content-length"].parse().unwrap()];
-        self.body.read_exact(&mut bytes).unwrap();
-        String::from_utf8(bytes).unwrap()
-    }
-}
+const REQUEST: &[u8] = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// A stream of events.
 struct Events {
-    answer: Answer,
+    body: BufReader<Box<dyn Stream>>,
     text: String,
 }
 
 impl Events {
-    fn of(admin: &Path) -> Self {
-        let answer = Answer::to(admin, "/events");
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.headers["content-type"], "text/event-stream");
+    fn of(admin: &Address) -> Self {
+        let mut stream = admin.connect();
+        stream.write_all(REQUEST).unwrap();
+        let mut body = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(body.read_line(&mut head).unwrap(), 0, "{head}");
+        }
+        let head = Response::of(head.as_bytes());
+        assert_eq!(head.status, 200);
+        assert_eq!(head.header("content-type"), Some("text/event-stream"));
         Self {
-            answer,
+            body,
             text: String::new(),
         }
     }
@@ -102,7 +63,7 @@ impl Events {
     /// The next event, its name and data; `None` at the end of the stream.
     fn next(&mut self) -> Option<(String, Json)> {
         while !self.text.contains("\n\n") {
-            let body = &mut self.answer.body;
+            let body = &mut self.body;
             let mut size = String::new();
             body.read_line(&mut size).unwrap();
             let size = usize::from_str_radix(size.trim_end(), 16).unwrap();
@@ -151,11 +112,11 @@ fn the_page_may_do_only_what_its_policy_names() {
     let redis = RedisServer::start(&[]);
     let watched = watched(Daemon::builder(redis.url()));
     let get = || {
-        let answer = Answer::to(&watched.admin, "/");
+        let answer = watched.admin.get("/");
         assert_eq!(answer.status, 200);
-        assert_eq!(answer.headers["content-type"], "text/html; charset=utf-8");
-        let policy = answer.headers["content-security-policy"].clone();
-        (policy, answer.text())
+        let header = |name| answer.header(name).unwrap().to_owned();
+        assert_eq!(header("content-type"), "text/html; charset=utf-8");
+        (header("content-security-policy"), answer.body)
     };
     let (policy, page) = get();
     let (_, nonce) = policy.split_once("script-src 'nonce-").unwrap();
@@ -304,11 +265,11 @@ fn pages_are_bounded_in_number() {
     let redis = RedisServer::start(&[]);
     let watched = watched(Daemon::builder(redis.url()));
     let mut open: Vec<Events> = (0..32).map(|_| Events::of(&watched.admin)).collect();
-    let refused = Answer::to(&watched.admin, "/events");
+    let refused = watched.admin.get("/events");
     assert_eq!(refused.status, 503);
-    assert!(refused.text().contains("32 pages are open"));
+    assert!(refused.body.contains("32 pages are open"));
     // Health is answered all the same, and each page is served.
-    assert_eq!(Answer::to(&watched.admin, "/healthz").status, 200);
+    assert_eq!(watched.admin.get("/healthz").status, 200);
     for events in &mut open {
         events.next();
         events.state();
@@ -316,7 +277,11 @@ fn pages_are_bounded_in_number() {
     }
     open.pop();
     wait_until("there is room for one again", || {
-        Answer::to(&watched.admin, "/events").status == 200
+        let mut stream = watched.admin.connect();
+        stream.write_all(REQUEST).unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).unwrap();
+        status == *b"HTTP/1.1 200"
     });
 }
 
@@ -330,12 +295,13 @@ fn a_page_that_takes_nothing_is_given_up() {
         client.command(&["INCR", &format!("{n}:{}", "\u{1}".repeat(900))]);
     }
     watched.daemon.flush();
+    let Address::Unix(path) = &watched.admin else {
+        unreachable!("that is where it listens");
+    };
     let deaf: Vec<UnixStream> = (0..8)
         .map(|_| {
-            let mut stream = UnixStream::connect(&watched.admin).unwrap();
-            stream
-                .write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                .unwrap();
+            let mut stream = UnixStream::connect(path).unwrap();
+            stream.write_all(REQUEST).unwrap();
             stream
         })
         .collect();
@@ -383,5 +349,5 @@ fn no_password_is_told() {
     let state = events.state().to_string();
     assert!(state.contains(&redis.address().to_string()), "{state}");
     assert!(!state.contains("hush-4711"), "{state}");
-    assert!(!Answer::to(&watched.admin, "/").text().contains("hush-4711"));
+    assert!(!watched.admin.get("/").body.contains("hush-4711"));
 }
