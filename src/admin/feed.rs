@@ -128,6 +128,8 @@ struct Ratio {
     ever: Option<f64>,
 }
 
+// Each carries its unit.
+#[allow(clippy::struct_field_names)]
 #[derive(Debug, Default, PartialEq, Serialize)]
 struct Took {
     seal_ms: Option<f64>,
@@ -362,11 +364,13 @@ fn event(name: &str, data: &impl Serialize) -> String {
 pub struct Events {
     first: Option<Bytes>,
     /// None after the last event.
-    next: Option<Pin<Box<dyn Future<Output = (Bytes, Option<States>)> + Send>>>,
+    next: Option<Next>,
     stop: CancellationToken,
 }
 
 type States = watch::Receiver<Bytes>;
+/// An event, and where those after it come from.
+type Next = Pin<Box<dyn Future<Output = (Bytes, Option<States>)> + Send>>;
 
 impl Events {
     fn new(first: Bytes, states: States, stop: CancellationToken) -> Self {
@@ -378,7 +382,6 @@ impl Events {
     }
 }
 
-/// The next event, and where those after it come from.
 async fn next(mut states: States, stop: CancellationToken) -> (Bytes, Option<States>) {
     let changed = tokio::select! {
         biased;

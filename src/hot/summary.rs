@@ -283,23 +283,4 @@ mod tests {
         assert_eq!(summary.heaviest(1)[0].count, u64::MAX);
         assert_eq!(summary.total(), u64::MAX);
     }
-
-    /// `cargo test --release --lib -- --ignored --nocapture 100_000`
-    #[test]
-    #[ignore = "a measurement"]
-    fn cost_of_an_epoch_of_100_000_keys() {
-        let keys: Vec<(Vec<u8>, u64)> = (0..100_000_u64)
-            .map(|n| (format!("likes:{n}").into_bytes(), fastrand::u64(1..1000)))
-            .collect();
-        let mut window = Summary::new(super::super::KEYS_MAX);
-        for _ in 0..5 {
-            let begin = std::time::Instant::now();
-            let epoch = keys.iter().map(|(key, weight)| (&key[..], *weight));
-            let summary = Summary::of_epoch(super::super::KEYS_MAX, epoch);
-            let scanned = begin.elapsed();
-            window.merge(summary);
-            println!("scan {scanned:?}, merge {:?}", begin.elapsed() - scanned);
-        }
-        assert!(window.total() > 0);
-    }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::{Value as Json, json};
@@ -19,7 +19,7 @@ use crate::support::daemon::Daemon;
 use crate::support::http::Address;
 use crate::support::load::Load;
 use crate::support::redis::RedisServer;
-use crate::support::{wait_exit, wait_until};
+use crate::support::{LIMIT, wait_exit, wait_until};
 
 /// A step waits for several things, each with a limit of its own.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
@@ -82,11 +82,17 @@ impl Drop for Browser {
     fn drop(&mut self) {
         // It closes the browser and ends with its input.
         drop(self.steps.take());
-        if !thread::panicking() {
-            let status = wait_exit(&mut self.script, STEP_LIMIT, "the browser's script");
-            assert!(status.success(), "the browser's script: {status}");
-        } else {
+        if thread::panicking() {
+            // No second panic, which would end all tests.
+            let begin = Instant::now();
+            while matches!(self.script.try_wait(), Ok(None)) && begin.elapsed() < LIMIT {
+                thread::sleep(Duration::from_millis(20));
+            }
+            let _ = self.script.kill();
             let _ = self.script.wait();
+        } else {
+            let status = wait_exit(&mut self.script, LIMIT, "the browser's script");
+            assert!(status.success(), "the browser's script: {status}");
         }
     }
 }
