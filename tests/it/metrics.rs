@@ -2,17 +2,18 @@
 //! and Grafana are given to read them names what there is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::support::daemon::{Daemon, NEVER, Settings};
-use crate::support::finish;
 use crate::support::http::Address;
 use crate::support::proxy::{Direction, Proxy};
 use crate::support::redis::RedisServer;
-use crate::support::wait_until;
+use crate::support::{LIMIT, finish, wait_until};
 
 /// A daemon with metrics.
 struct Watched {
@@ -181,7 +182,8 @@ fn the_dashboard_can_be_imported_and_its_queries_parse() {
             let query = query
                 .replace("$__rate_interval", "1m")
                 .replace("$instance", "x");
-            rules += &format!("  - record: x{}\n    expr: {query:?}\n", rules.len());
+            let record = rules.len();
+            let _ = write!(rules, "  - record: x{record}\n    expr: {query:?}\n");
         }
     }
     let dir = tempfile::tempdir().unwrap();
@@ -297,32 +299,24 @@ fn each_metric_moves_with_its_cause() {
     let daemon = &watched.daemon;
     let mut client = daemon.client();
     let taken = |command: &str| format!("tallyd_increments_total{{command=\"{command}\"}}");
+    let others = |command: &str| -> BTreeMap<String, f64> {
+        let mut samples = watched.scrape();
+        samples.retain(|name, _| name.starts_with("tallyd_increments_total"));
+        samples.remove(&taken(command)).expect("it is there");
+        samples
+    };
     for (command, args) in [
         ("incr", &["INCR", "k"][..]),
         ("incrby", &["INCRBY", "k", "7"]),
         ("decr", &["DECR", "k"]),
         ("decrby", &["DECRBY", "k", "2"]),
     ] {
-        let others: Vec<f64> = watched
-            .scrape()
-            .into_iter()
-            .filter(|(name, _)| {
-                name.starts_with("tallyd_increments_total") && *name != taken(command)
-            })
-            .map(|(_, value)| value)
-            .collect();
+        let before = others(command);
         watched.moves(&[&taken(command), "tallyd_commands_total"], || {
             client.command(args);
         });
-        let now: Vec<f64> = watched
-            .scrape()
-            .into_iter()
-            .filter(|(name, _)| {
-                name.starts_with("tallyd_increments_total") && *name != taken(command)
-            })
-            .map(|(_, value)| value)
-            .collect();
-        assert_eq!(now, others, "{command} is counted as itself alone");
+        let after = others(command);
+        assert_eq!(before, after, "{command} is counted as itself alone");
     }
     watched.moves(&["tallyd_errors_total"], || {
         client.command(&["INCRBY", "k", "many"]);
@@ -418,9 +412,9 @@ fn each_metric_moves_with_its_cause() {
     watched.moves(&["tallyd_pending_age_seconds"], || {});
     redis.restart();
     proxy.reroute(redis.address());
-    wait_until("it is back", || watched.value("tallyd_store_up") == 1.0);
+    wait_until("it is back", || watched.value("tallyd_store_up") > 0.0);
     daemon.flush();
-    wait_until("it hears", || watched.value("tallyd_subscribed") == 1.0);
+    wait_until("it hears", || watched.value("tallyd_subscribed") > 0.0);
 
     // Another node, whose messages get lost.
     let mut store = redis.client();
@@ -439,7 +433,7 @@ fn each_metric_moves_with_its_cause() {
         || message(1),
     );
     watched.moves(&["tallyd_gaps_total", "tallyd_rereads_total"], || {
-        message(9)
+        message(9);
     });
     watched.moves(&["process_cpu_seconds_total"], || {});
     assert!(watched.value("process_resident_memory_bytes") > 1e6);
@@ -495,15 +489,16 @@ fn limits_that_are_met_are_counted() {
 fn the_age_of_what_is_pending_does_not_grow_while_flushes_succeed() {
     let watched = watched(Daemon::builder("embedded").flush_interval("20ms"));
     let mut client = watched.daemon.client();
-    let flushed = watched.value("tallyd_seals_total");
-    let begin = watched.value("process_cpu_seconds_total");
-    assert!(begin > 0.0);
-    // Many flushes, and several ticks of the gauges.
-    let start = std::time::Instant::now();
-    while start.elapsed().as_secs() < 4 {
-        client.command(&["INCR", "steady"]);
+    let seals = || watched.value("tallyd_seals_total");
+    let (begin, from) = (Instant::now(), seals());
+    // Many flushes, and several ticks of the gauges: an age that is never set back shows by then.
+    while begin.elapsed() < Duration::from_secs(5) || seals() < from + 20.0 {
+        assert!(begin.elapsed() < LIMIT, "it does not flush");
+        for _ in 0..100 {
+            client.command(&["INCR", "steady"]);
+        }
     }
-    assert!(watched.value("tallyd_seals_total") > flushed + 10.0);
     let age = watched.value("tallyd_pending_age_seconds");
-    assert!(age < 3.0, "{age} s");
+    let traffic = begin.elapsed().as_secs_f64();
+    assert!(age < traffic / 2.0, "{age} s after {traffic} s");
 }
