@@ -28,6 +28,7 @@
 //!
 //! - [`stats`]: the numbers of this process, one source for `INFO`, `TALLY.STATS` and metrics.
 //! - [`health`]: whether the process is alive and ready.
+//! - [`repeats`]: when the log is told of what happens again and again.
 //! - [`fail_point`]: named points at which a test may have the process die; nothing in a release.
 //! - [`wire`]: bytes to commands and replies to bytes; pure.
 //! - [`counters`]: the table, which applies commands in groups to entries of last known value and
@@ -63,6 +64,7 @@ pub mod health;
 pub mod ingest;
 pub mod journal;
 pub mod log;
+pub mod repeats;
 pub mod stats;
 pub mod store;
 pub mod sync;
