@@ -16,7 +16,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use ratatui::DefaultTerminal;
@@ -97,8 +97,8 @@ fn lines(socket: PathBuf, interval: Duration, out: &mut dyn Write) -> io::Result
                     out.flush()?;
                 }
             }
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Err(nobody_asks()),
         }
     }
     Ok(())
@@ -134,7 +134,7 @@ fn show(
                     changed = true;
                 }
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(nobody_asks()),
             }
         }
         if changed {
@@ -174,6 +174,11 @@ fn action(key: KeyEvent) -> Option<Action> {
         KeyCode::Char('p' | 'P' | ' ') => Some(Action::Pause),
         _ => None,
     }
+}
+
+/// The thread of the source ends only after its receiver, unless it panicked.
+fn nobody_asks() -> io::Error {
+    io::Error::other("the thread that asks the daemon has ended")
 }
 
 /// Set by the signals that would else end the process with the terminal as it is.

@@ -7,7 +7,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph, RenderDirection, Sparkline};
 
-use super::model::{Fact, Model, Mood, Rates, age, rate};
+use super::model::{Fact, Model, Mood, Rates, age, count, rate};
 use super::plain;
 
 /// A graph: its title and three lines of bars.
@@ -59,31 +59,49 @@ fn title_line(model: &Model, paused: bool) -> Line<'static> {
     Line::from(spans)
 }
 
+/// One rate over time.
+struct Graph {
+    name: &'static str,
+    of: fn(&Rates) -> f64,
+    /// What else its title says.
+    more: String,
+    colour: Color,
+}
+
 fn draw_rates(frame: &mut Frame<'_>, model: &Model, area: Rect) {
-    let now = model.rates().unwrap_or_default();
-    let titles = [
-        format!("increments in: {}/s", rate(now.increments)),
-        format!(
-            "commands out: {}/s  ({})",
-            rate(now.commands),
-            plain::ratio(model)
-        ),
+    let graphs = [
+        Graph {
+            name: "increments in",
+            of: |rates| rates.increments,
+            more: String::new(),
+            colour: Color::Cyan,
+        },
+        Graph {
+            name: "commands out",
+            of: |rates| rates.commands,
+            more: format!(", {}", plain::ratio(model)),
+            colour: Color::Green,
+        },
     ];
-    let of: [fn(&Rates) -> f64; 2] = [|rates| rates.increments, |rates| rates.commands];
-    let colours = [Color::Cyan, Color::Green];
-    let [first, second] = Layout::vertical([Constraint::Fill(1); 2]).areas(area);
-    for (((area, title), of), colour) in
-        [first, second].into_iter().zip(titles).zip(of).zip(colours)
-    {
+    let areas: [Rect; 2] = Layout::vertical([Constraint::Fill(1); 2]).areas(area);
+    for (area, graph) in areas.into_iter().zip(graphs) {
         // The newest stands at the right, one column for each.
-        let bars = model.history().take(area.width as usize).map(of);
+        let bars = model.history().take(area.width as usize).map(graph.of);
         let bars: Vec<u64> = bars.map(|rate| rate.ceil() as u64).collect();
-        let graph = Sparkline::default()
+        let title = format!(
+            "{}: {}/s (peak {}){}",
+            graph.name,
+            rate((graph.of)(&model.rates().unwrap_or_default())),
+            // What the highest bar stands for.
+            count(bars.iter().max().copied().unwrap_or(0)),
+            graph.more
+        );
+        let bars = Sparkline::default()
             .block(Block::new().borders(Borders::TOP).title(title))
             .data(bars)
             .direction(RenderDirection::RightToLeft)
-            .style(Style::new().fg(colour));
-        frame.render_widget(graph, area);
+            .style(Style::new().fg(graph.colour));
+        frame.render_widget(bars, area);
     }
 }
 
@@ -145,9 +163,12 @@ mod tests {
         let lines = shown(&busy(), (80, 24), false);
         let text = lines.join("\n");
         assert!(lines[0].starts_with("tallyd 0.1.0, up 1 h 2 min"), "{text}");
-        assert!(lines[1].starts_with("increments in: 85,000/s──"), "{text}");
         assert!(
-            lines[5].starts_with("commands out: 10/s  (4,500 increments a command)─"),
+            lines[1].starts_with("increments in: 85,000/s (peak 85,000)──"),
+            "{text}"
+        );
+        assert!(
+            lines[5].starts_with("commands out: 10/s (peak 10), 4,500 increments a command─"),
             "{text}"
         );
         // Nine rates, growing to the right: the last bar fills all three lines.
