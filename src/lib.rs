@@ -41,7 +41,7 @@
 //! - [`config`]: defaults, file, environment and flags, merged, checked, with the origin of each.
 //! - [`log`]: lines on stderr.
 //! - [`daemon`]: builds all of the above, owns every task, and ends them in order.
-//! - [`cli`]: the command line; `run`, `check`, `demo`, `journal`, and the exit codes.
+//! - [`cli`]: the command line; `run`, `check`, `demo`, `journal`, `top`, and the exit codes.
 //!
 //! A room uses only rooms that come before it in this list. One exception: the journal names nodes
 //! and deltas as the store does.

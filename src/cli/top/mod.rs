@@ -4,6 +4,7 @@
 //! - [`model`]: numbers to rates and facts
 //! - [`view`]: draws them
 //! - [`plain`]: the same as lines, where there is no terminal
+//! - [`words`]: numbers as people read them
 //!
 //! The terminal is given back on every way out: keys, signals, errors and panics.
 
@@ -11,6 +12,7 @@ mod model;
 mod plain;
 mod source;
 mod view;
+mod words;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;

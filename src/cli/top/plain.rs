@@ -1,7 +1,8 @@
 //! The same as text, where there is no terminal: a line for each sample, or a block once.
 
 use super::super::check::one_line;
-use super::model::{Fact, Model, Mood, age, rate};
+use super::model::{Fact, Model, Mood};
+use super::words::{age, rate};
 
 /// One line about now; `None` until there is a rate to tell.
 pub fn line(model: &Model) -> Option<String> {

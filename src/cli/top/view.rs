@@ -7,8 +7,9 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph, RenderDirection, Sparkline};
 
-use super::model::{Fact, Model, Mood, Rates, age, count, rate};
+use super::model::{Fact, Model, Mood, Rates};
 use super::plain;
+use super::words::{age, count, rate};
 
 /// A graph: its title and three lines of bars.
 const GRAPH_HEIGHT: u16 = 4;
