@@ -22,8 +22,12 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 const ROOMS: &[Room] = &[
     room("stats", &[]),
     room("health", &[]),
+    // When something is told; the words are those of the room where it happens.
+    room("repeats", &[]),
     // Nothing at all but in builds for tests.
     room("fail_point", &[]),
+    // Of the applications and of the admin server.
+    room("socket", &[]),
     room("wire", &[]),
     room("counters", &[]),
     // What a batch is, who writes it, and how a store answers: the words of all that come after.
@@ -32,14 +36,23 @@ const ROOMS: &[Room] = &[
     room("journal", &["fail_point", "counters", "store"]),
     room(
         "flush",
-        &["stats", "fail_point", "counters", "store", "journal"],
+        &[
+            "stats",
+            "repeats",
+            "fail_point",
+            "counters",
+            "store",
+            "journal",
+        ],
     ),
-    room("sync", &["stats", "counters", "store", "flush"]),
+    room("sync", &["stats", "repeats", "counters", "store", "flush"]),
     room(
         "ingest",
         &[
             "stats",
+            "repeats",
             "fail_point",
+            "socket",
             "wire",
             "counters",
             "store",
@@ -47,8 +60,6 @@ const ROOMS: &[Room] = &[
             "flush",
         ],
     ),
-    // Of the applications and of the admin server.
-    room("socket", &[]),
     room("admin", &["stats", "health", "socket"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
     room("config", &[]),

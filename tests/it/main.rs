@@ -6,6 +6,7 @@
 
 mod support;
 
+mod access;
 mod admin;
 mod architecture;
 mod chaos;
@@ -23,6 +24,7 @@ mod journal;
 mod kill_points;
 mod limits;
 mod listen;
+mod logs;
 mod metrics;
 mod protocol;
 mod publish;
@@ -36,3 +38,4 @@ mod store_faults;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;
+mod top;
