@@ -29,7 +29,9 @@
 //! - [`stats`]: the numbers of this process, one source for `INFO`, `TALLY.STATS` and metrics.
 //! - [`health`]: whether the process is alive and ready.
 //! - [`hot`]: which keys change the most, counted from sealed epochs; pure.
+//! - [`repeats`]: when the log is told of what happens again and again.
 //! - [`fail_point`]: named points at which a test may have the process die; nothing in a release.
+//! - [`socket`]: binding a Unix socket.
 //! - [`wire`]: bytes to commands and replies to bytes; pure.
 //! - [`counters`]: the table, which applies commands in groups to entries of last known value and
 //!   pending delta; pure.
@@ -38,12 +40,11 @@
 //! - [`flush`]: when to seal, and how a sealed segment gets to the store exactly once.
 //! - [`sync`]: the message that is published for each batch, and the loading of values.
 //! - [`ingest`]: the socket, the connections, and what each command does.
-//! - [`socket`]: binding a Unix socket.
 //! - [`admin`]: the HTTP server for health, metrics and the live page.
 //! - [`config`]: defaults, file, environment and flags, merged, checked, with the origin of each.
 //! - [`log`]: lines on stderr.
 //! - [`daemon`]: builds all of the above, owns every task, and ends them in order.
-//! - [`cli`]: the command line; `run`, `check`, `demo`, `journal`, and the exit codes.
+//! - [`cli`]: the command line; `run`, `check`, `demo`, `journal`, `top`, and the exit codes.
 //!
 //! A room uses only rooms that come before it in this list. One exception: the journal names nodes
 //! and deltas as the store does.
@@ -68,6 +69,7 @@ pub mod hot;
 pub mod ingest;
 pub mod journal;
 pub mod log;
+pub mod repeats;
 pub mod socket;
 pub mod stats;
 pub mod store;

@@ -1,4 +1,5 @@
-//! Binding a Unix socket: of the applications, and of the admin server.
+//! Binding a Unix socket, of the applications and of the admin server, and the names of users and
+//! groups that go with it.
 //!
 //! A socket file that nobody listens on is what a killed daemon leaves: it is replaced. One that
 //! answers belongs to a living daemon and is refused.
@@ -45,6 +46,27 @@ pub enum ListenError {
     Group {
         /// As configured.
         name: String,
+    },
+    /// No such user.
+    #[error("listen.allow_uids {name}: there is no such user in /etc/passwd")]
+    User {
+        /// As configured.
+        name: String,
+    },
+    /// No such group.
+    #[error("listen.allow_gids {name}: there is no such group in /etc/group")]
+    AllowedGroup {
+        /// As configured.
+        name: String,
+    },
+    /// Names cannot be looked up.
+    #[error("cannot look names up in {}: {source}", path.display())]
+    Names {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -97,9 +119,11 @@ pub fn bind(
     rustix::process::umask(before);
     let listener = bound.map_err(error("bind"))?;
     if let Some(name) = group {
-        let group = group_id(name).ok_or_else(|| ListenError::Group {
-            name: name.to_owned(),
-        })?;
+        let group = group_id(name)
+            .map_err(error("look listen.group up"))?
+            .ok_or_else(|| ListenError::Group {
+                name: name.to_owned(),
+            })?;
         rustix::fs::chown(path, None, Some(rustix::process::Gid::from_raw(group)))
             .map_err(io::Error::from)
             .map_err(error("give it to listen.group"))?;
@@ -111,12 +135,20 @@ pub fn bind(
 }
 
 /// A group's number, by number or by its name in `/etc/group`.
-fn group_id(name: &str) -> Option<u32> {
+fn group_id(name: &str) -> io::Result<Option<u32>> {
+    match name.parse() {
+        Ok(number) => Ok(Some(number)),
+        Err(_) => Ok(number_of(name, &std::fs::read_to_string("/etc/group")?)),
+    }
+}
+
+/// A number as it is, or the third field of the line that begins with the name, as in `/etc/passwd`
+/// and `/etc/group`.
+pub fn number_of(name: &str, file: &str) -> Option<u32> {
     if let Ok(number) = name.parse() {
         return Some(number);
     }
-    let groups = std::fs::read_to_string("/etc/group").ok()?;
-    groups.lines().find_map(|line| {
+    file.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(name))
             .then(|| fields.nth(1)?.parse().ok())

@@ -70,7 +70,9 @@ pub fn report(error: &DaemonError) -> ExitCode {
 /// The exit code for it.
 pub(super) fn exit_code(error: &DaemonError) -> ExitCode {
     match error {
-        DaemonError::Listen(ListenError::Group { .. })
+        DaemonError::Listen(
+            ListenError::Group { .. } | ListenError::User { .. } | ListenError::AllowedGroup { .. },
+        )
         | DaemonError::Admin(AdminError::Unix(ListenError::Group { .. }))
         | DaemonError::Journal(JournalError::Node { .. }) => ExitCode::Configuration,
         DaemonError::Journal(_)

@@ -6,14 +6,14 @@ use std::net::Shutdown;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use tokio::net::UnixListener;
 use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
 use super::connection::Connection;
 use super::core::Core;
+use super::notices::Stranger;
 
 /// Pause after the system refused to give a connection (no descriptor is left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -104,7 +104,6 @@ pub async fn serve(
     stop: CancellationToken,
     connections: TaskTracker,
 ) {
-    let mut refused = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -114,20 +113,26 @@ pub async fn serve(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                if !refused {
-                    warn!(%error, "cannot accept a connection; trying on");
-                }
-                refused = true;
+                core.notices.cannot_accept(&error);
                 core.stats.connections_refused_total.add(1);
                 core.stats.connections_refused_descriptors_total.add(1);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        refused = false;
+        if let Err(stranger) = admit(&core, &stream) {
+            core.stats.connections_refused_total.add(1);
+            core.stats.connections_refused_peer_total.add(1);
+            core.notices.stranger(stranger);
+            // The socket's buffer is empty, so this does not wait.
+            let _ = stream.try_write(format!("-{stranger}\r\n").as_bytes());
+            continue;
+        }
         if core.clients.len() >= core.config.connections_max {
             core.stats.connections_refused_total.add(1);
             core.stats.connections_refused_limit_total.add(1);
+            core.notices
+                .connection_too_many(core.config.connections_max);
             // As Redis says it. The socket's buffer is empty, so this does not wait.
             let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
             continue;
@@ -143,4 +148,18 @@ pub async fn serve(
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Whether a peer may come in.
+fn admit(core: &Core, stream: &UnixStream) -> Result<(), Stranger> {
+    let peers = &core.access.borrow().peers;
+    if peers.is_all() {
+        return Ok(());
+    }
+    // Who cannot be told stays out.
+    let credentials = stream.peer_cred().ok().map(|peer| (peer.uid(), peer.gid()));
+    match credentials {
+        Some((uid, gid)) if peers.allow(uid, gid) => Ok(()),
+        _ => Err(Stranger { credentials }),
+    }
 }

@@ -24,8 +24,12 @@ const ROOMS: &[Room] = &[
     room("health", &[]),
     // Fed by the flush stage, shown by the admin server.
     room("hot", &[]),
+    // When something is told; the words are those of the room where it happens.
+    room("repeats", &[]),
     // Nothing at all but in builds for tests.
     room("fail_point", &[]),
+    // Of the applications and of the admin server.
+    room("socket", &[]),
     room("wire", &[]),
     room("counters", &[]),
     // What a batch is, who writes it, and how a store answers: the words of all that come after.
@@ -34,14 +38,24 @@ const ROOMS: &[Room] = &[
     room("journal", &["fail_point", "counters", "store"]),
     room(
         "flush",
-        &["stats", "hot", "fail_point", "counters", "store", "journal"],
+        &[
+            "stats",
+            "hot",
+            "repeats",
+            "fail_point",
+            "counters",
+            "store",
+            "journal",
+        ],
     ),
-    room("sync", &["stats", "counters", "store", "flush"]),
+    room("sync", &["stats", "repeats", "counters", "store", "flush"]),
     room(
         "ingest",
         &[
             "stats",
+            "repeats",
             "fail_point",
+            "socket",
             "wire",
             "counters",
             "store",
@@ -49,8 +63,6 @@ const ROOMS: &[Room] = &[
             "flush",
         ],
     ),
-    // Of the applications and of the admin server.
-    room("socket", &[]),
     room("admin", &["stats", "health", "hot", "socket"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
     room("config", &[]),

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod access;
 mod admin;
 mod architecture;
 mod browser;
@@ -24,6 +25,7 @@ mod journal;
 mod kill_points;
 mod limits;
 mod listen;
+mod logs;
 mod metrics;
 mod page;
 mod protocol;
@@ -38,3 +40,4 @@ mod store_faults;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;
+mod top;

@@ -1,6 +1,7 @@
 //! The daemon as a process, with a state directory and a socket of its own.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -23,9 +24,23 @@ pub struct Settings {
     state_dir: Option<PathBuf>,
     env: Vec<(String, String)>,
     files_max: Option<u32>,
+    config: Option<PathBuf>,
+    journal_stream: bool,
 }
 
 impl Settings {
+    /// A configuration file, below what else is set here.
+    pub fn config(mut self, path: &Path) -> Self {
+        self.config = Some(path.into());
+        self
+    }
+
+    /// Has it take its log for systemd's journal.
+    pub fn journal_stream(mut self) -> Self {
+        self.journal_stream = true;
+        self
+    }
+
     /// How many files the system lets it open, at most.
     pub fn files_max(mut self, files: u32) -> Self {
         self.files_max = Some(files);
@@ -114,6 +129,8 @@ impl Daemon {
             state_dir: None,
             env: Vec::new(),
             files_max: None,
+            config: None,
+            journal_stream: false,
         }
     }
 
@@ -202,8 +219,15 @@ impl Daemon {
                 command.env_remove(name);
             }
         }
+        command.arg("run");
+        if let Some(path) = &self.settings.config {
+            command.arg("--config").arg(path);
+        }
+        if self.settings.journal_stream {
+            let stat = log.metadata().expect("an open file");
+            command.env("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino()));
+        }
         let child = command
-            .arg("run")
             .args(["--store", &self.settings.store])
             .arg("--socket")
             .arg(&self.socket)
