@@ -152,7 +152,7 @@ const steps = {
     daemonIsAway = false;
   },
 
-  /// To be told before the daemon goes.
+  // To be told before the daemon goes.
   async expect_away() {
     daemonIsAway = true;
   },
