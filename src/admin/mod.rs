@@ -13,6 +13,7 @@ mod guard;
 pub mod metrics;
 mod page;
 mod routes;
+mod samples;
 mod server;
 mod stream;
 
