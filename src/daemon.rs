@@ -9,7 +9,7 @@
 
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -26,6 +26,7 @@ use crate::config::{Cold, Config, Delivery, SyncPolicy};
 use crate::counters::{Table, TableLimits};
 use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
 use crate::flush::{Command, Flush, FlushConfig, FlushError, Heard, ToCounters};
+use crate::health::{Health, Phase};
 use crate::ingest::IngestConfig;
 use crate::ingest::core::{Core, Parts as CoreParts};
 use crate::ingest::listener::{self, ListenError};
@@ -38,6 +39,8 @@ use crate::store::{Identity, Store, StoreError};
 use crate::sync::loader::Loader;
 use crate::sync::publisher::Publisher;
 use crate::sync::subscriber::Subscriber;
+use crate::systemd::Manager;
+use crate::systemd::watch::Watch;
 
 /// Messages to the counters that may wait; a settled batch is the largest of them.
 const TO_COUNTERS: usize = 64;
@@ -59,6 +62,15 @@ pub enum Event {
     Flush,
     /// A configuration whose changeable part is to be taken over.
     Reload(Box<Config>),
+}
+
+/// What whoever started the process has handed over.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// A listening socket that outlives the process.
+    pub socket: Option<UnixListener>,
+    /// Who wants to know how the daemon is.
+    pub manager: Manager,
 }
 
 /// Why the daemon did not start, or ended unasked.
@@ -99,9 +111,11 @@ pub enum DaemonError {
 /// See [`DaemonError`].
 pub async fn run(
     config: Config,
+    surroundings: Surroundings,
     events: mpsc::Receiver<Event>,
     ready: impl FnOnce(&Arc<Stats>),
 ) -> Result<(), DaemonError> {
+    surroundings.manager.status("recovering");
     raise_descriptor_limit(config.listen.max_connections);
     let bytes_max = config.limits.max_pending_bytes as usize;
     let (directory, recovery, writer) = Directory::open(
@@ -120,7 +134,7 @@ pub async fn run(
                 writer,
                 store,
             }
-            .run(events, ready)
+            .run(surroundings, events, ready)
             .await
         }
         Some(info) => {
@@ -143,7 +157,7 @@ pub async fn run(
                 writer,
                 store,
             }
-            .run(events, ready)
+            .run(surroundings, events, ready)
             .await
         }
     }
@@ -160,6 +174,7 @@ struct Daemon<S> {
 impl<S: Store> Daemon<S> {
     async fn run(
         self,
+        surroundings: Surroundings,
         events: mpsc::Receiver<Event>,
         ready: impl FnOnce(&Arc<Stats>),
     ) -> Result<(), DaemonError> {
@@ -170,15 +185,22 @@ impl<S: Store> Daemon<S> {
             writer,
             store,
         } = self;
+        let Surroundings { socket, manager } = surroundings;
         let stats = Arc::new(Stats::default());
+        let health = Arc::new(Health::default());
         let identity = directory.identity();
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
-        let listener = listener::bind(
-            &config.listen.socket,
-            config.listen.mode,
-            config.listen.group.as_deref(),
-        )?;
+        let is_held = socket.is_some();
+        let listener = match socket {
+            Some(held) => held,
+            None => listener::bind(
+                &config.listen.socket,
+                config.listen.mode,
+                config.listen.group.as_deref(),
+            )?,
+        };
+        let address = address_of(&listener);
 
         let (to_counters, counters) = mpsc::channel(TO_COUNTERS);
         let (announce, announcements) = mpsc::channel(ANNOUNCEMENTS);
@@ -205,6 +227,7 @@ impl<S: Store> Daemon<S> {
             listener,
             messages: counters,
             stop: stop.clone(),
+            health: Arc::clone(&health),
         };
         let flush = Flush::new(
             flush_config(&config),
@@ -220,6 +243,7 @@ impl<S: Store> Daemon<S> {
                 commands,
                 seal_wanted,
                 stats: Arc::clone(&stats),
+                health: Arc::clone(&health),
             },
         );
         let publisher = Publisher {
@@ -265,8 +289,15 @@ impl<S: Store> Daemon<S> {
             loader.run().await;
             Ok("loader")
         });
-        tell_ready(&config, identity);
+        // From here on both must be heard of.
+        health.ingest_beat();
+        health.flush_beat();
+        health.set_phase(Phase::Ready);
+        let _watch = Watch::start(&manager, Arc::clone(&stats), Arc::clone(&health))
+            .map_err(DaemonError::Runtime)?;
+        tell_ready(&config, identity, &address, is_held);
         ready(&stats);
+        manager.ready();
 
         let mut ended = Ended(ended);
         attend(
@@ -275,8 +306,11 @@ impl<S: Store> Daemon<S> {
             &flush_commands,
             &mut stages,
             &mut ended,
+            &manager,
         )
         .await?;
+        health.set_phase(Phase::Stopping);
+        manager.stopping();
         info!("stopping: no more connections, then a last flush");
         stop.cancel();
         // A client that does not read its answers must not keep the rest from being flushed.
@@ -292,8 +326,10 @@ impl<S: Store> Daemon<S> {
                 "shutdown.timeout has passed; what is pending stays in the journal"
             );
         }
-        // It may have been replaced by a successor's: the path is all that can be compared.
-        let _ = std::fs::remove_file(&config.listen.socket);
+        if !is_held {
+            // It may have been replaced by a successor's: the path is all that can be compared.
+            let _ = std::fs::remove_file(&config.listen.socket);
+        }
         info!("stopped");
         Ok(())
     }
@@ -309,6 +345,7 @@ async fn attend(
     flush: &mpsc::Sender<Command>,
     stages: &mut JoinSet<Result<&'static str, FlushError>>,
     ingest: &mut Ended,
+    manager: &Manager,
 ) -> Result<(), DaemonError> {
     loop {
         tokio::select! {
@@ -323,6 +360,7 @@ async fn attend(
                     let interval = new.flush.interval;
                     config.reload_from(&new);
                     let _ = flush.try_send(Command::SetInterval(interval));
+                    manager.reloaded();
                 }
             },
             ended = stages.join_next() => {
@@ -363,6 +401,7 @@ struct IngestThread {
     listener: UnixListener,
     messages: mpsc::Receiver<ToCounters>,
     stop: CancellationToken,
+    health: Arc<Health>,
 }
 
 impl IngestThread {
@@ -403,11 +442,12 @@ impl IngestThread {
             }
         };
         let ticks = {
-            let core = Rc::clone(&core);
+            let (core, health) = (Rc::clone(&core), self.health);
             async move {
                 let mut tick = tokio::time::interval(TICK);
                 loop {
                     tick.tick().await;
+                    health.ingest_beat();
                     core.tick();
                 }
             }
@@ -491,9 +531,30 @@ fn flush_config(config: &Config) -> FlushConfig {
     }
 }
 
-fn tell_ready(config: &Config, identity: Identity) {
+/// Where a socket listens; empty when it has no name.
+fn address_of(listener: &UnixListener) -> PathBuf {
+    listener
+        .local_addr()
+        .ok()
+        .and_then(|address| Some(address.as_pathname()?.to_owned()))
+        .unwrap_or_default()
+}
+
+fn tell_ready(config: &Config, identity: Identity, address: &Path, is_held: bool) {
+    if is_held {
+        info!(
+            "systemd holds the socket: its unit sets path, mode and group, in place of \
+             listen.socket, listen.mode and listen.group"
+        );
+        if address != config.listen.socket {
+            warn!(
+                "listen.socket is {}, where tallyd's own clients would look in vain",
+                config.listen.socket.display()
+            );
+        }
+    }
     info!(
-        socket = %config.listen.socket.display(),
+        socket = %address.display(),
         store = %config.store.url,
         node = %identity.node,
         "ready"

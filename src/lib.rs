@@ -37,6 +37,7 @@
 //! - [`flush`]: when to seal, and how a sealed segment gets to the store exactly once.
 //! - [`sync`]: the message that is published for each batch, and the loading of values.
 //! - [`ingest`]: the socket, the connections, and what each command does.
+//! - [`systemd`]: the socket that it holds, and what it is told.
 //! - [`config`]: defaults, file, environment and flags, merged, checked, with the origin of each.
 //! - [`log`]: lines on stderr.
 //! - [`daemon`]: builds all of the above, owns every task, and ends them in order.
@@ -66,4 +67,5 @@ pub mod log;
 pub mod stats;
 pub mod store;
 pub mod sync;
+pub mod systemd;
 pub mod wire;

@@ -9,7 +9,7 @@ pub mod rejected;
 pub mod run;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 
 use clap::Parser;
 
@@ -37,12 +37,15 @@ where
         }
     };
     match arguments.command {
-        Command::Check(args) => check::check(
-            &Flags::from(args),
-            &Environment::of_process(),
-            &mut io::stdout().lock(),
-            &mut io::stderr(),
-        ),
+        Command::Check(args) => {
+            let out: &mut dyn Write = if args.quiet {
+                &mut io::sink()
+            } else {
+                &mut io::stdout().lock()
+            };
+            let flags = Flags::from(args.config);
+            check::check(&flags, &Environment::of_process(), out, &mut io::stderr())
+        }
         Command::Run(args) => run::run(Flags::from(args)),
         Command::Demo(args) => demo::demo(&args),
         Command::Journal(command) => {

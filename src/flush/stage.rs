@@ -26,6 +26,7 @@ use tracing::{error, info, warn};
 use super::link::{Announcement, Closed, Settled, ToCounters};
 use super::resolve::{Known, Verdict, resolve};
 use crate::fail_point::fail_point;
+use crate::health::Health;
 use crate::journal::rejected::{Rejected, RejectedFile};
 use crate::journal::{Directory, JournalError, Sealed, Writer};
 use crate::stats::Stats;
@@ -42,6 +43,13 @@ const REMIND: Duration = Duration::from_secs(60);
 pub const RETAINED_SEGMENTS_MAX: usize = 1000;
 /// Keys of one read.
 const READ_KEYS_MAX: usize = 1000;
+/// How often an idle stage shows that it is alive.
+const BEAT: Duration = Duration::from_secs(1);
+/// The longest that one request to the store may take without the stage being stuck. The store has
+/// time-outs of its own, but a server that sends a byte now and then keeps to all of them for long.
+const STORE_PATIENCE: Duration = Duration::from_secs(300);
+/// The disk has no time-out, and no restart mends it; see [`Health`].
+const DISK_PATIENCE: Duration = Duration::MAX;
 
 /// What the stage is told.
 #[derive(Debug)]
@@ -104,6 +112,8 @@ pub struct Parts<S> {
     pub seal_wanted: Arc<Notify>,
     /// Numbers.
     pub stats: Arc<Stats>,
+    /// Where the stage shows that it comes round.
+    pub health: Arc<Health>,
 }
 
 /// See the module's documentation.
@@ -120,6 +130,7 @@ pub struct Flush<S: Store> {
     commands: mpsc::Receiver<Command>,
     seal_wanted: Arc<Notify>,
     stats: Arc<Stats>,
+    health: Arc<Health>,
 
     /// Sealed, not wholly applied, in order.
     queue: VecDeque<Arc<Sealed>>,
@@ -168,6 +179,12 @@ enum Pause {
 }
 
 impl<S: Store> Flush<S> {
+    const STORE_PATIENCE: Duration = if S::IS_LOCAL {
+        DISK_PATIENCE
+    } else {
+        STORE_PATIENCE
+    };
+
     /// Builds the stage; nothing runs yet.
     pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
         let identity = parts.directory.identity();
@@ -186,6 +203,7 @@ impl<S: Store> Flush<S> {
             commands: parts.commands,
             seal_wanted: parts.seal_wanted,
             stats: parts.stats,
+            health: parts.health,
             // A former process may have sent the next batch without living to see the reply.
             uncertain: parts
                 .segments
@@ -218,19 +236,22 @@ impl<S: Store> Flush<S> {
     /// # Cancel safety
     /// May be dropped at any time; nothing acknowledged is lost or counted twice.
     pub async fn run(mut self) -> Result<(), FlushError> {
-        self.adopt_rejected();
+        let ended = self.work().await;
+        // Nothing more is to be heard from here.
+        self.health.flush_may_take(Duration::MAX);
+        ended
+    }
+
+    async fn work(&mut self) -> Result<(), FlushError> {
+        on_disk(&Arc::clone(&self.health), || self.adopt_rejected());
         let mut tick = ticks(self.config.interval);
         self.gauge();
         loop {
+            self.health.flush_beat();
             // What a former process left comes first; later rounds find the queue empty here.
             self.drain().await?;
             if self.arrivals.is_empty() && !self.stopping {
-                tokio::select! {
-                    biased;
-                    command = self.commands.recv() => self.take(command),
-                    () = self.seal_wanted.notified() => {}
-                    _ = tick.tick() => {}
-                }
+                self.idle(&mut tick).await;
             }
             while let Ok(command) = self.commands.try_recv() {
                 self.take(Some(command));
@@ -256,6 +277,19 @@ impl<S: Store> Flush<S> {
             }
             if stopping {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Until there is something to do.
+    async fn idle(&mut self, tick: &mut Interval) {
+        loop {
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => return self.take(command),
+                () = self.seal_wanted.notified() => return,
+                _ = tick.tick() => return,
+                () = tokio::time::sleep(BEAT) => self.health.flush_beat(),
             }
         }
     }
@@ -318,13 +352,14 @@ impl<S: Store> Flush<S> {
         fail_point("seal.closed");
         let sync = self.config.sync;
         // File I/O waits where it holds up no other stage.
-        let sealed = tokio::task::spawn_blocking(move || {
+        let sealing = tokio::task::spawn_blocking(move || {
             let sealed = writer.seal()?;
             let synced = if sync { sealed.sync() } else { Ok(()) };
             Ok((sealed, synced))
-        })
-        .await
-        .map_err(|_| FlushError::Counters)?;
+        });
+        let sealed = within(&self.health, DISK_PATIENCE, sealing)
+            .await
+            .map_err(|_| FlushError::Counters)?;
         let (sealed, synced) = sealed.map_err(FlushError::Seal)?;
         if let Err(error) = synced {
             error!(%error, "the journal cannot be synced: a power cut now may lose what is pending");
@@ -357,7 +392,7 @@ impl<S: Store> Flush<S> {
             }
             Ok::<_, JournalError>(writer)
         });
-        match made.await {
+        match within(&self.health, DISK_PATIENCE, made).await {
             Ok(Ok(writer)) => Some(writer),
             Ok(Err(error)) => {
                 self.complain(&Pause::Own(error.to_string()));
@@ -376,6 +411,7 @@ impl<S: Store> Flush<S> {
     /// Sends everything sealed, however long it takes.
     async fn drain(&mut self) -> Result<(), FlushError> {
         while !self.queue.is_empty() {
+            self.health.flush_beat();
             let pause = match self.step().await? {
                 ControlFlow::Continue(()) => continue,
                 ControlFlow::Break(pause) => pause,
@@ -423,12 +459,12 @@ impl<S: Store> Flush<S> {
                     .directory
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                if let Err(error) = directory.note_claim() {
+                if let Err(error) = on_disk(&self.health, || directory.note_claim()) {
                     return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
                 }
                 self.ever_claimed = true;
             }
-            match lane.claim(batch - 1).await {
+            match within(&self.health, Self::STORE_PATIENCE, lane.claim(batch - 1)).await {
                 Claim::Claimed => {
                     fail_point("claim.done");
                     self.token = Some(batch - 1);
@@ -444,12 +480,15 @@ impl<S: Store> Flush<S> {
             .filter(|index| done.is_none_or(|d| !d.contains_key(index)))
             .collect();
         fail_point("batch.ready");
-        let outcome = if sent.len() == deltas.len() {
-            lane.apply(batch, &deltas).await
+        let some: Vec<Delta<'_>>;
+        let wanted = if sent.len() == deltas.len() {
+            &deltas
         } else {
-            let some: Vec<Delta<'_>> = sent.iter().map(|&index| deltas[index]).collect();
-            lane.apply(batch, &some).await
+            some = sent.iter().map(|&index| deltas[index]).collect();
+            &some
         };
+        let applying = lane.apply(batch, wanted);
+        let outcome = within(&self.health, Self::STORE_PATIENCE, applying).await;
         match outcome {
             Outcome::Applied { values, clock } => {
                 self.stats.flushed_keys_total.add(sent.len() as u64);
@@ -491,7 +530,9 @@ impl<S: Store> Flush<S> {
 
     /// A new lane, and what its token tells.
     async fn connect(&mut self) -> Result<Result<(), Pause>, FlushError> {
-        let (lane, standing) = match self.store.connect().await {
+        let connecting = self.store.connect();
+        let connected = within(&self.health, Self::STORE_PATIENCE, connecting).await;
+        let (lane, standing) = match connected {
             Ok(connected) => connected,
             Err(error) => return Ok(Err(Pause::Trouble(error))),
         };
@@ -618,7 +659,7 @@ impl<S: Store> Flush<S> {
         let mut values = Vec::with_capacity(keys.len());
         let mut clock = u64::MAX;
         for keys in keys.chunks(READ_KEYS_MAX) {
-            match self.store.read(keys).await {
+            match within(&self.health, Self::STORE_PATIENCE, self.store.read(keys)).await {
                 Ok(reading) => {
                     values.extend(reading.values);
                     clock = clock.min(reading.clock);
@@ -749,7 +790,7 @@ impl<S: Store> Flush<S> {
             })
             .collect();
         while !lines.is_empty() {
-            match self.rejected.append(&lines) {
+            match on_disk(&self.health, || self.rejected.append(&lines)) {
                 Ok(()) => break,
                 Err(error) => {
                     let path = self.rejected.path().display();
@@ -867,7 +908,8 @@ impl<S: Store> Flush<S> {
             return Ok(());
         };
         // Signing the token anew runs only if it is what it was.
-        let pause = match lane.claim(self.applied).await {
+        let claiming = lane.claim(self.applied);
+        let pause = match within(&self.health, Self::STORE_PATIENCE, claiming).await {
             Claim::Claimed => {
                 self.token = Some(self.applied);
                 self.claimed = true;
@@ -916,7 +958,7 @@ impl<S: Store> Flush<S> {
         for batch in segment.first_batch()..=segment.last_batch() {
             self.done.remove(&batch);
         }
-        if let Err(error) = segment.remove() {
+        if let Err(error) = on_disk(&self.health, || segment.remove()) {
             warn!(%error, "cannot remove {}", segment.path().display());
         }
         fail_point("segment.removed");
@@ -932,7 +974,9 @@ impl<S: Store> Flush<S> {
         self.counters
             .send(message)
             .await
-            .map_err(|_| FlushError::Counters)
+            .map_err(|_| FlushError::Counters)?;
+        self.health.flush_beat();
+        Ok(())
     }
 
     /// Counts anew what waits, record by record: at the start, and after the store went back.
@@ -1002,6 +1046,22 @@ impl<S: Store> Flush<S> {
             );
         }
     }
+}
+
+/// Waits for something that may take so long.
+async fn within<T>(health: &Health, limit: Duration, work: impl Future<Output = T>) -> T {
+    health.flush_may_take(limit);
+    let done = work.await;
+    health.flush_beat();
+    done
+}
+
+/// File work that is too small to be handed to another thread.
+fn on_disk<T>(health: &Health, work: impl FnOnce() -> T) -> T {
+    health.flush_may_take(DISK_PATIENCE);
+    let done = work();
+    health.flush_beat();
+    done
 }
 
 fn note_applied(segment: &Sealed, batch: u64) {

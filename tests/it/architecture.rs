@@ -32,7 +32,14 @@ const ROOMS: &[Room] = &[
     room("journal", &["fail_point", "counters", "store"]),
     room(
         "flush",
-        &["stats", "fail_point", "counters", "store", "journal"],
+        &[
+            "stats",
+            "health",
+            "fail_point",
+            "counters",
+            "store",
+            "journal",
+        ],
     ),
     room("sync", &["stats", "counters", "store", "flush"]),
     room(
@@ -48,6 +55,8 @@ const ROOMS: &[Room] = &[
         ],
     ),
     room("admin", &["stats", "health"]),
+    // What the service manager hands over and is told.
+    room("systemd", &["stats", "health"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
     room("config", &[]),
     room("log", &["config"]),
@@ -56,14 +65,15 @@ const ROOMS: &[Room] = &[
         "daemon",
         &[
             "stats", "health", "counters", "store", "journal", "flush", "sync", "ingest", "admin",
-            "config", "log",
+            "systemd", "config", "log",
         ],
     ),
     // `journal show` and its kin read segments, `demo` and `top` are clients.
     room(
         "cli",
         &[
-            "stats", "wire", "counters", "store", "journal", "ingest", "config", "log", "daemon",
+            "stats", "wire", "counters", "store", "journal", "ingest", "systemd", "config", "log",
+            "daemon",
         ],
     ),
 ];

@@ -34,3 +34,4 @@ mod store_faults;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;
+mod systemd;

@@ -400,6 +400,7 @@ fn live(
             commands,
             seal_wanted,
             stats,
+            health: Arc::default(),
         },
     );
     let driver = async {

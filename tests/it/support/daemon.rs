@@ -1,8 +1,10 @@
 //! The daemon as a process, with a state directory and a socket of its own.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -23,9 +25,29 @@ pub struct Settings {
     state_dir: Option<PathBuf>,
     env: Vec<(String, String)>,
     files_max: Option<u32>,
+    config: Option<PathBuf>,
+    held: Option<Arc<OwnedFd>>,
 }
 
 impl Settings {
+    /// A variable of its environment, as it is.
+    pub fn env(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.env.push((name.into(), value.to_string()));
+        self
+    }
+
+    /// A configuration file.
+    pub fn config(mut self, path: &Path) -> Self {
+        self.config = Some(path.into());
+        self
+    }
+
+    /// A descriptor that it is passed as systemd passes sockets, by this name.
+    pub fn held(mut self, descriptor: OwnedFd, name: &str) -> Self {
+        self.held = Some(Arc::new(descriptor));
+        self.env("LISTEN_FDS", 1).env("LISTEN_FDNAMES", name)
+    }
+
     /// How many files the system lets it open, at most.
     pub fn files_max(mut self, files: u32) -> Self {
         self.files_max = Some(files);
@@ -114,6 +136,8 @@ impl Daemon {
             state_dir: None,
             env: Vec::new(),
             files_max: None,
+            config: None,
+            held: None,
         }
     }
 
@@ -188,13 +212,18 @@ impl Daemon {
             .open(self.log_path())
             .expect("a file in our directory");
         let binary = env!("CARGO_BIN_EXE_tallyd");
-        let mut command = match self.settings.files_max {
-            None => Command::new(binary),
-            Some(files) => {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]);
-                shell.arg(binary);
-                shell
+        let shell = |script: &str| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", script, binary]);
+            shell
+        };
+        let mut stdin = Stdio::null();
+        let mut command = match (self.settings.files_max, &self.settings.held) {
+            (None, None) => Command::new(binary),
+            (Some(files), _) => shell(&format!("ulimit -n {files}; exec \"$0\" \"$@\"")),
+            (None, Some(held)) => {
+                stdin = held.try_clone().expect("a descriptor").into();
+                shell("export LISTEN_PID=$$; exec \"$0\" \"$@\" 3<&0 </dev/null")
             }
         };
         for (name, _) in std::env::vars_os() {
@@ -202,8 +231,11 @@ impl Daemon {
                 command.env_remove(name);
             }
         }
+        command.arg("run");
+        if let Some(path) = &self.settings.config {
+            command.arg("--config").arg(path);
+        }
         let child = command
-            .arg("run")
             .args(["--store", &self.settings.store])
             .arg("--socket")
             .arg(&self.socket)
@@ -211,7 +243,7 @@ impl Daemon {
             .arg(&self.state_dir)
             .args(["--flush-interval", &self.settings.flush_interval])
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log)
             .spawn()
