@@ -293,7 +293,7 @@ impl<S: Store> Daemon<S> {
         health.ingest_beat();
         health.flush_beat();
         health.set_phase(Phase::Ready);
-        let _watch = Watch::start(&manager, Arc::clone(&stats), Arc::clone(&health))
+        let watch = Watch::start(&manager, Arc::clone(&stats), Arc::clone(&health))
             .map_err(DaemonError::Runtime)?;
         tell_ready(&config, identity, &address, is_held);
         ready(&stats);
@@ -316,10 +316,12 @@ impl<S: Store> Daemon<S> {
         // A client that does not read its answers must not keep the rest from being flushed.
         let drained = tokio::time::timeout(config.shutdown.timeout / 2, drained);
         let end = finish(drained, unwanted, flush_commands, &mut stages, ended);
-        if tokio::time::timeout(config.shutdown.timeout, end)
-            .await
-            .is_err()
-        {
+        let ended = tokio::time::timeout(config.shutdown.timeout, end).await;
+        drop(watch);
+        if ended.is_ok() {
+            manager.status("stopped");
+        } else {
+            manager.status("stopped; what is pending is in the journal");
             warn!(
                 seconds = config.shutdown.timeout.as_secs_f32(),
                 keys = stats.sealed_keys.get() + stats.epoch_keys.get(),
