@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+#[cfg(feature = "fail-points")]
 use std::time::Duration;
 
 use rustix::process::Signal;
