@@ -33,6 +33,8 @@ use tallyd::sync::message::{Message, Received, VERSION};
 const KEYS: usize = 100_000;
 const DELTAS: usize = 1000;
 const ROUNDS: usize = 500;
+/// Between two flushes; `flush.interval` is 1 s by default.
+const PAUSE: Duration = Duration::from_millis(50);
 const DELTAS_A_SECOND: usize = 200_000;
 
 /// A process that ends with its value.
@@ -178,6 +180,8 @@ fn visible(world: &World, sync: &str) -> (Duration, Duration) {
     thread::sleep(Duration::from_millis(500));
     let mut times = Vec::new();
     for round in first..first + ROUNDS {
+        // As a timer would: the next flush does not meet the last one's sync.
+        thread::sleep(PAUSE);
         assert_eq!(a.ask("INCR visible"), format!(":{round}\r\n"));
         let due = round.to_string();
         let due = format!("${}\r\n{due}\r\n", due.len());

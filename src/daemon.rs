@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Cold, Config, Delivery, SyncPolicy};
 use crate::counters::{Table, TableLimits};
-use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
+use crate::flush::stage::{Durable, Parts as FlushParts, RETAINED_SEGMENTS_MAX};
 use crate::flush::{Command, Flush, FlushConfig, FlushError, Heard, ToCounters};
 use crate::health::{Health, Phase};
 use crate::ingest::IngestConfig;
@@ -528,7 +528,11 @@ fn flush_config(config: &Config) -> FlushConfig {
         exactly_once: config.flush.delivery == Delivery::ExactlyOnce
             || config.store.url.connection_info().is_none(),
         retain: config.flush.retain,
-        sync: config.journal.sync != SyncPolicy::Never,
+        durable: match config.journal.sync {
+            SyncPolicy::Never => Durable::Nothing,
+            SyncPolicy::Interval => Durable::Sealed,
+            SyncPolicy::Always => Durable::Records,
+        },
         pending_bytes_max: config.limits.max_pending_bytes as usize,
     }
 }

@@ -13,7 +13,8 @@ use crate::journal::JournalError;
 use crate::journal::directory::{NodeFacts, damaged_files, read_node, segment_files};
 use crate::journal::examine::{ExamineError, Examined, Expected, examine_live};
 use crate::journal::format::RECORDS_AT;
-use crate::journal::plan::{Fate, Found, Plan, plan};
+use crate::journal::plan::{Circumstances, Fate, Found, Plan, plan};
+use crate::journal::power::Boot;
 use crate::journal::rejected;
 
 /// Batch size to go by where a header that tells it is lost.
@@ -105,8 +106,15 @@ impl Survey {
             found.push(Found { number, examined });
             paths.push(path);
         }
-        let claimed = node.as_ref().is_some_and(|facts| facts.claimed);
-        let plan = plan(&found, id, claimed, unix_ms());
+        let circumstances = Circumstances {
+            node: id,
+            claimed: node.as_ref().is_some_and(|facts| facts.claimed),
+            power_cut: node
+                .as_ref()
+                .is_some_and(|facts| Boot::now().follows(&facts.last)),
+            unix_ms: unix_ms(),
+        };
+        let plan = plan(&found, circumstances);
         let outstanding = rejected::outstanding(state_dir).map_err(|source| JournalError::Io {
             path: state_dir.join(rejected::REJECTED_FILE),
             action: "read",

@@ -9,6 +9,9 @@
 //! 4. A delta leaves the batch that it was sealed in only into the rejected file, and that is
 //!    durable first.
 //! 5. A segment's file is removed only after its last batch is applied and `retain` has passed.
+//! 6. A sealed segment is made durable while it is sent, and the next one is sealed only after that:
+//!    a power cut takes no more than what came since the last flush began. The store may then have
+//!    batches of which the journal does not tell: recovery begins far above them.
 //!
 //! Dropping the stage at any await is safe: what was not seen to be applied is recovered.
 
@@ -20,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
@@ -28,7 +32,7 @@ use super::resolve::{Known, Verdict, resolve};
 use crate::fail_point::fail_point;
 use crate::health::Health;
 use crate::journal::rejected::{Rejected, RejectedFile};
-use crate::journal::{Directory, JournalError, Sealed, Writer};
+use crate::journal::{Directory, JournalError, Names, Sealed, Writer};
 use crate::stats::Stats;
 use crate::store::{Claim, Delta, KeyError, Lane, Outcome, Refusal, RunId, Store, StoreError};
 
@@ -62,6 +66,17 @@ pub enum Command {
     SetInterval(Duration),
 }
 
+/// What of the journal is made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durable {
+    /// Nothing: the kernel writes when it likes.
+    Nothing,
+    /// Sealed segments.
+    Sealed,
+    /// Records too, before they are acknowledged: the segment must have a durable name by then.
+    Records,
+}
+
 /// What the stage needs to know.
 #[derive(Debug, Clone)]
 pub struct FlushConfig {
@@ -71,8 +86,8 @@ pub struct FlushConfig {
     pub exactly_once: bool,
     /// How long an applied segment is kept.
     pub retain: Duration,
-    /// Whether a segment is made durable before it is sent.
-    pub sync: bool,
+    /// What a power cut may take.
+    pub durable: Durable,
     /// Bound on the bytes of records that are not in the store.
     pub pending_bytes_max: usize,
 }
@@ -121,6 +136,7 @@ pub struct Flush<S: Store> {
     config: FlushConfig,
     store: Arc<S>,
     directory: Arc<Mutex<Directory>>,
+    names: Names,
     runs: Vec<RunId>,
     run: RunId,
     rejected: RejectedFile,
@@ -140,6 +156,8 @@ pub struct Flush<S: Store> {
     standby: Option<Writer>,
     /// What the last epoch's records took.
     expected_bytes: usize,
+    /// The last sealed segment, on its way to the disk.
+    syncing: Option<JoinHandle<Result<(), String>>>,
     lane: Option<S::Lane>,
     /// What the lane's token names, once this run has signed it.
     token: Option<u64>,
@@ -195,6 +213,7 @@ impl<S: Store> Flush<S> {
             run: identity.run,
             ever_claimed: parts.directory.ever_claimed(),
             numbered: parts.directory.numbered(),
+            names: parts.directory.names(),
             directory: Arc::new(Mutex::new(parts.directory)),
             rejected: parts.rejected,
             counters: parts.counters,
@@ -213,6 +232,7 @@ impl<S: Store> Flush<S> {
             retained: VecDeque::new(),
             standby: None,
             expected_bytes: 0,
+            syncing: None,
             lane: None,
             token: None,
             confirmed: None,
@@ -276,6 +296,7 @@ impl<S: Store> Flush<S> {
                 self.tell(ToCounters::Flushed(done)).await?;
             }
             if stopping {
+                self.synced().await;
                 return Ok(());
             }
         }
@@ -333,6 +354,7 @@ impl<S: Store> Flush<S> {
 
     /// Closes the epoch if it has records. `false`: no new segment can be had, so it stays open.
     async fn seal(&mut self) -> Result<bool, FlushError> {
+        self.synced().await;
         let Some(next) = self.take_standby().await else {
             return Ok(false);
         };
@@ -350,28 +372,38 @@ impl<S: Store> Flush<S> {
             }
         };
         fail_point("seal.closed");
-        let sync = self.config.sync;
         // File I/O waits where it holds up no other stage.
-        let sealing = tokio::task::spawn_blocking(move || {
-            let sealed = writer.seal()?;
-            let synced = if sync { sealed.sync() } else { Ok(()) };
-            Ok((sealed, synced))
-        });
+        let sealing = tokio::task::spawn_blocking(move || writer.seal());
         let sealed = within(&self.health, DISK_PATIENCE, sealing)
             .await
             .map_err(|_| FlushError::Counters)?;
-        let (sealed, synced) = sealed.map_err(FlushError::Seal)?;
-        if let Err(error) = synced {
-            error!(%error, "the journal cannot be synced: a power cut now may lose what is pending");
+        let sealed = Arc::new(sealed.map_err(FlushError::Seal)?);
+        if self.config.durable != Durable::Nothing {
+            let (segment, names) = (Arc::clone(&sealed), self.names.clone());
+            // Also the name of the segment that was opened for it.
+            self.syncing = Some(tokio::task::spawn_blocking(move || {
+                segment.sync().map_err(|error| error.to_string())?;
+                names.sync().map_err(|error| error.to_string())
+            }));
         }
         fail_point("seal.done");
         self.stats.seals_total.add(1);
         self.stats.sealed_keys.add(u64::from(sealed.records()));
         self.expected_bytes = sealed.bytes();
-        self.queue.push_back(Arc::new(sealed));
+        self.queue.push_back(sealed);
         self.gauge_bytes();
         self.budget().await?;
         Ok(true)
+    }
+
+    /// Waits until the last sealed segment is on the disk.
+    async fn synced(&mut self) {
+        let Some(syncing) = self.syncing.take() else {
+            return;
+        };
+        if let Ok(Err(error)) = within(&self.health, DISK_PATIENCE, syncing).await {
+            error!(%error, "the journal cannot be synced: a power cut now may lose what is pending");
+        }
     }
 
     async fn take_standby(&mut self) -> Option<Writer> {
@@ -381,14 +413,14 @@ impl<S: Store> Flush<S> {
         let directory = Arc::clone(&self.directory);
         let bytes_max = self.config.pending_bytes_max;
         let expected = self.expected_bytes;
-        let sync = self.config.sync;
+        let named = (self.config.durable == Durable::Records).then(|| self.names.clone());
         let made = tokio::task::spawn_blocking(move || {
             let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
             let mut writer = directory.create_segment(bytes_max)?;
             // Without it the segment grows when it must.
             let _ = writer.expect(expected);
-            if sync {
-                directory.sync_names()?;
+            if let Some(names) = named {
+                names.sync()?;
             }
             Ok::<_, JournalError>(writer)
         });
@@ -595,7 +627,11 @@ impl<S: Store> Flush<S> {
             Verdict::Applied(upto) => {
                 while self.applied < upto {
                     if self.queue.is_empty() {
-                        // What was numbered so was set aside as damaged.
+                        // Set aside as damaged, or lost in a power cut.
+                        warn!(
+                            batches = upto - self.applied,
+                            "the store has batches that the journal does not know any more"
+                        );
                         self.applied = upto;
                         break;
                     }

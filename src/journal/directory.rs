@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use super::examine::{ExamineError, Examined, Expected, examine};
 use super::format::{Header, HeaderError, RECORDS_AT};
-use super::plan::{Fate, Found, plan};
+use super::plan::{Circumstances, Fate, Found, plan};
+use super::power::Boot;
 use super::segment::{Sealed, SealedParts, Writer, map_read};
 use crate::fail_point::fail_point;
 use crate::store::{Identity, NodeId, RunId};
@@ -108,6 +109,9 @@ struct NodeFile {
     /// Whether a token of this node may be in the store.
     #[serde(default)]
     claimed: bool,
+    /// When the last run was at work.
+    #[serde(default)]
+    last: Boot,
 }
 
 /// A locked state directory.
@@ -116,6 +120,7 @@ pub struct Directory {
     identity: Identity,
     runs: Vec<RunId>,
     ever_claimed: bool,
+    boot: Boot,
     next_segment: u64,
     /// Every batch number that a former process may have used is at most this.
     numbered: u64,
@@ -155,6 +160,7 @@ impl Directory {
                 node: NodeId(random()),
                 runs: Vec::new(),
                 claimed: false,
+                last: Boot::default(),
             },
             // A new id would make orphans of them.
             None => {
@@ -168,6 +174,7 @@ impl Directory {
             node,
             mut runs,
             claimed,
+            last,
         } = known;
         let run = RunId(random() as u64);
         runs.push(run);
@@ -177,12 +184,13 @@ impl Directory {
             identity: Identity { node, run },
             runs,
             ever_claimed: claimed,
+            boot: Boot::now(),
             next_segment: 1,
             numbered: 0,
             batch_keys,
             _lock: lock,
         };
-        let (recovery, unneeded) = directory.recover()?;
+        let (recovery, unneeded) = directory.recover(&last)?;
         directory.numbered = recovery.next_batch - 1;
         fail_point("recover.adopted");
         // On disk before a segment or a token can carry them.
@@ -196,6 +204,7 @@ impl Directory {
         fail_point("recover.created");
         open.begin(recovery.next_batch);
         fail_point("recover.begun");
+        directory.names().sync()?;
         // Only now: these may have been the last to carry the batch number on.
         for path in unneeded {
             fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
@@ -258,16 +267,12 @@ impl Directory {
         Ok(writer)
     }
 
-    /// Makes the names of new segments durable.
-    ///
-    /// # Errors
-    /// What the file system says.
-    pub fn sync_names(&self) -> Result<(), JournalError> {
-        let path = self.path.join("segments");
-        sync_dir(&path).map_err(io_error(&path, "sync"))
+    /// To make the names of new segments durable, from any thread.
+    pub fn names(&self) -> Names {
+        Names(self.path.join("segments"))
     }
 
-    fn recover(&mut self) -> Result<(Recovery, Vec<PathBuf>), JournalError> {
+    fn recover(&mut self, before: &Boot) -> Result<(Recovery, Vec<PathBuf>), JournalError> {
         let node = self.identity.node;
         let files = segment_files(&self.path)?;
         // A number that is in damaged/ is never given again: it salts the checks.
@@ -291,7 +296,13 @@ impl Directory {
                 ),
             })
             .collect();
-        let plan = plan(&found, node, self.ever_claimed, unix_ms());
+        let circumstances = Circumstances {
+            node,
+            claimed: self.ever_claimed,
+            power_cut: self.boot.follows(before),
+            unix_ms: unix_ms(),
+        };
+        let plan = plan(&found, circumstances);
         // Before anything is touched.
         for ((found, fate), (_, path)) in found.iter().zip(&plan.fates).zip(&files) {
             if *fate == Fate::Refuse {
@@ -386,6 +397,7 @@ impl Directory {
             node: self.identity.node.to_string(),
             runs: self.runs.iter().map(RunId::to_string).collect(),
             claimed: self.ever_claimed,
+            last: self.boot.clone(),
         })
         .map_err(io::Error::from)
         .map_err(io_error(&path, "encode"))?;
@@ -397,6 +409,20 @@ impl Directory {
             sync_dir(&self.path)
         };
         write().map_err(io_error(&path, "write"))
+    }
+}
+
+/// The names of the segments.
+#[derive(Debug, Clone)]
+pub struct Names(PathBuf);
+
+impl Names {
+    /// Makes those durable that are there now.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn sync(&self) -> Result<(), JournalError> {
+        sync_dir(&self.0).map_err(io_error(&self.0, "sync"))
     }
 }
 
@@ -520,6 +546,8 @@ pub struct NodeFacts {
     pub runs: Vec<RunId>,
     /// Whether a token of this node may be in the store.
     pub claimed: bool,
+    /// When the last of these runs was at work.
+    pub last: Boot,
 }
 
 /// Reads `node.json`; `None`: there is none.
@@ -558,6 +586,7 @@ pub fn read_node(state_dir: &Path) -> Result<Option<NodeFacts>, JournalError> {
         node: NodeId(node),
         runs: runs?,
         claimed: file.claimed,
+        last: file.last,
     }))
 }
 

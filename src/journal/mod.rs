@@ -8,6 +8,7 @@
 //! - [`segment`]: the open segment and the sealed ones
 //! - [`examine`]: a file as it lies on the disk, sound or not
 //! - [`plan`]: what recovery does with each file
+//! - [`power`]: whether the youngest writes may be missing
 //! - [`directory`]: the state directory: lock, node id, recovery
 //! - [`rejected`]: deltas that the store refused for good
 
@@ -15,11 +16,12 @@ pub mod directory;
 pub mod examine;
 pub mod format;
 pub mod plan;
+pub mod power;
 pub mod rejected;
 pub mod segment;
 mod store16;
 
-pub use directory::{Directory, JournalError, Recovery};
+pub use directory::{Directory, JournalError, Names, Recovery};
 pub use segment::{Sealed, SyncHandle, Writer};
 
 #[cfg(test)]

@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! 1. No two segments share a batch number, and none gets a number that may have been sent before:
-//!    the token would call it applied. Where numbers are lost, new ones begin far above; the flush
-//!    stage steps over gaps.
+//!    the token would call it applied. Where numbers are lost, or may be (a power cut takes the
+//!    youngest writes), new ones begin far above; the flush stage steps over gaps.
 //! 2. A segment that was sealed keeps its numbers, or is not used.
 
 use super::examine::{ExamineError, Examined};
@@ -51,15 +51,36 @@ pub struct Plan {
     pub numbers_lost: bool,
 }
 
-/// Decides. `claimed`: a token of this node may be in the store. `unix_ms` is now.
-pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan {
+/// What else decides, besides the files.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// Whose directory it is.
+    pub node: NodeId,
+    /// Whether a token of this node may be in the store.
+    pub claimed: bool,
+    /// Whether the youngest writes may be missing, also those to segments that were sent.
+    pub power_cut: bool,
+    /// Now, in ms since the beginning of 1970.
+    pub unix_ms: u64,
+}
+
+/// Decides.
+pub fn plan(files: &[Found], circumstances: Circumstances) -> Plan {
+    let Circumstances {
+        node,
+        claimed,
+        power_cut,
+        unix_ms,
+    } = circumstances;
     let mut plan = Plan {
         fates: Vec::with_capacity(files.len()),
         next_batch: 1,
         applied: 0,
         numbers_lost: false,
     };
-    let firsts = first_batches(files, node);
+    // Whether a batch may have been sent of which no file tells.
+    let untold = power_cut && claimed;
+    let firsts = first_batches(files, node, untold);
     // A number that no batch can have had: batches are fewer than 2^20 a millisecond.
     let unused = unix_ms << 20;
     // The number that follows the last one used; `None`: not known.
@@ -89,9 +110,11 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
             }
             Judged::Use(found) => {
                 let first = firsts[index].or_else(|| {
-                    // Never sealed, so never sent: any numbers will do.
-                    let new = || next.unwrap_or_else(|| unused.max(plan.next_batch));
-                    (!found.sealed).then(new)
+                    // Never sealed, so never sent: any numbers will do. After a power cut it may have
+                    // been sealed and sent; then only those that follow the last ones will do.
+                    let new = || unused.max(plan.next_batch);
+                    let any = || (!untold).then(new);
+                    (!found.sealed).then(|| next.or_else(any)).flatten()
                 });
                 match first {
                     Some(first) if first < plan.next_batch => Fate::SetAside(format!(
@@ -114,10 +137,9 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
                     }
                     None => {
                         next = None;
-                        Fate::SetAside(format!(
-                            "{}; the numbers of its batches are lost",
-                            found.damage.join("; ")
-                        ))
+                        let mut reasons = found.damage.clone();
+                        reasons.push("the numbers of its batches are lost".to_owned());
+                        Fate::SetAside(reasons.join("; "))
                     }
                 }
             }
@@ -127,6 +149,9 @@ pub fn plan(files: &[Found], node: NodeId, claimed: bool, unix_ms: u64) -> Plan 
     }
     if next.is_none() {
         plan.numbers_lost = true;
+    }
+    // After a power cut no damage shows where the last segments are missing altogether.
+    if next.is_none() || untold {
         plan.next_batch = plan.next_batch.max(unused);
     }
     plan
@@ -165,8 +190,10 @@ fn judge(file: &Found, node: NodeId) -> Judged<'_> {
     }
 }
 
-/// The number of each file's first batch: its own, or as its neighbours tell it.
-fn first_batches(files: &[Found], node: NodeId) -> Vec<Option<u64>> {
+/// The number of each file's first batch: its own, or as its neighbours tell it. A number that is too
+/// low does no harm: what is in the store is skipped. One that is too high would count twice, so the
+/// file after is no help where a segment may lack its youngest batches (`untold`).
+fn first_batches(files: &[Found], node: NodeId, untold: bool) -> Vec<Option<u64>> {
     let found = |index: usize| match judge(&files[index], node) {
         Judged::Use(found) => Some(found),
         Judged::Remove => files[index].examined.as_ref().ok(),
@@ -186,7 +213,8 @@ fn first_batches(files: &[Found], node: NodeId) -> Vec<Option<u64>> {
         }
     }
     for index in (1..files.len()).rev() {
-        if firsts[index - 1].is_none()
+        if !untold
+            && firsts[index - 1].is_none()
             && neighbours(index - 1, index)
             && let (Some(found), Some(after)) = (found(index - 1), firsts[index])
             && !found.is_empty()

@@ -16,6 +16,9 @@ use super::{LIMIT, free_port, signal, wait_exit};
 /// Where the daemon keeps what is not a counter: token and clock.
 pub const OWN_PREFIX: &[u8] = b"tallyd:";
 
+/// Names another server than `redis-server`, for tests against other versions and against Valkey.
+const SERVER: &str = "TALLYD_TEST_SERVER";
+
 /// The server. Ends with its value.
 #[derive(Debug)]
 pub struct RedisServer {
@@ -53,7 +56,8 @@ impl RedisServer {
             .append(true)
             .open(self.dir.path().join("log"))
             .expect("a file in our directory");
-        let child = Command::new("redis-server")
+        let server = std::env::var_os(SERVER).unwrap_or_else(|| "redis-server".into());
+        let child = Command::new(server)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .arg("--unixsocket")
             .arg(self.socket())
@@ -65,7 +69,7 @@ impl RedisServer {
             .stdout(log)
             .stderr(Stdio::null())
             .spawn()
-            .expect("redis-server is not installed: run tests/run, which installs it");
+            .expect("the server is not installed: run tests/run, which installs it");
         self.child = Some(child);
         self.paused = false;
         let begin = Instant::now();
