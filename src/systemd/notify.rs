@@ -4,7 +4,7 @@
 //!    or once it stops, as the `READY=1` that ends it would undo what was said last.
 //! 2. `RELOADING=1` is always followed by `READY=1`, also if the new configuration is wrong: the
 //!    service goes on with the old one.
-//! 3. A manager that cannot be told holds up nothing; the log says so, once.
+//! 3. A manager that cannot be told is no reason to stop; the log says so, once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

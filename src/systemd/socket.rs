@@ -45,6 +45,14 @@ pub enum SocketError {
 /// # Errors
 /// See [`SocketError`].
 pub fn inherited() -> Result<Option<UnixListener>, SocketError> {
+    // Names may be here without descriptors: variables that were meant for another process.
+    if sd_notify::listen_fds()
+        .map_err(SocketError::Variables)?
+        .len()
+        == 0
+    {
+        return Ok(None);
+    }
     let passed: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names()
         .map_err(SocketError::Variables)?
         .collect();

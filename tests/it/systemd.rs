@@ -272,6 +272,18 @@ fn a_held_socket_is_served_and_left_where_it_is() {
 }
 
 #[test]
+fn variables_that_were_meant_for_another_process_are_left_alone() {
+    let mut daemon = Daemon::builder("embedded")
+        .env("LISTEN_PID", 1)
+        .env("LISTEN_FDS", 1)
+        .env("LISTEN_FDNAMES", "tallyd")
+        .start();
+    assert!(!daemon.log().contains("systemd holds the socket"));
+    assert!(daemon.term().success());
+    assert!(!daemon.socket().exists(), "the socket was its own");
+}
+
+#[test]
 fn what_is_no_listening_unix_socket_or_not_ours_is_refused_with_78() {
     let dir = TempDir::new().unwrap();
     let listener = || -> OwnedFd { held(TempDir::new_in(dir.path()).unwrap().path()).1.into() };
