@@ -14,6 +14,7 @@ pub mod duration;
 mod fault;
 mod layers;
 mod limits;
+mod list;
 mod load;
 pub mod mode;
 mod password;
@@ -93,6 +94,13 @@ pub struct Listen {
     pub group: Option<String>,
     /// Connections at the same time; one more is refused.
     pub max_connections: usize,
+    /// Users who may connect, by number or name. With `allow_gids` empty as well: whom the
+    /// socket's mode lets in.
+    #[serde(with = "list")]
+    pub allow_uids: Vec<String>,
+    /// Groups whose members may connect, by number or name.
+    #[serde(with = "list")]
+    pub allow_gids: Vec<String>,
 }
 
 /// `[store]`
@@ -183,6 +191,9 @@ pub struct Limits {
     /// Memory for the view, in bytes; beyond it the coldest keys are forgotten.
     #[serde(with = "size")]
     pub max_view_bytes: u64,
+    /// Patterns of the keys that clients may use; empty: every key.
+    #[serde(with = "list")]
+    pub allow_keys: Vec<String>,
 }
 
 /// `[admin]`
@@ -227,6 +238,8 @@ impl Config {
                 mode: 0o660,
                 group: None,
                 max_connections: 10_000,
+                allow_uids: Vec::new(),
+                allow_gids: Vec::new(),
             },
             store: Store {
                 url: StoreUrl::Embedded,
@@ -259,6 +272,7 @@ impl Config {
                 max_key_bytes: 1 << 10,
                 max_pending_bytes: 256 << 20,
                 max_view_bytes: 256 << 20,
+                allow_keys: Vec::new(),
             },
             admin: Admin { listen: None },
             log: Log {

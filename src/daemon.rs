@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::net::UnixListener as TokioListener;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinSet, LocalSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,9 +27,9 @@ use crate::counters::{Table, TableLimits};
 use crate::flush::stage::{Durable, Parts as FlushParts, RETAINED_SEGMENTS_MAX};
 use crate::flush::{Command, Flush, FlushConfig, FlushError, Heard, ToCounters};
 use crate::health::{Health, Phase};
-use crate::ingest::IngestConfig;
 use crate::ingest::core::{Core, Parts as CoreParts};
 use crate::ingest::listener::{self, ListenError};
+use crate::ingest::{Access, IngestConfig};
 use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, JournalError, Recovery, Writer};
 use crate::stats::Stats;
@@ -191,6 +191,8 @@ impl<S: Store> Daemon<S> {
         let identity = directory.identity();
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
+        // Before the socket, so that a wrong name leaves none behind.
+        let access = access(&config)?;
         let is_held = socket.is_some();
         let listener = match socket {
             Some(held) => held,
@@ -213,9 +215,12 @@ impl<S: Store> Daemon<S> {
         let stop = CancellationToken::new();
         let unwanted = CancellationToken::new();
 
+        let (access_changed, access_changes) = watch::channel(access.clone());
         let ingest = IngestThread {
+            access: access_changes,
             parts: CoreParts {
                 config: ingest_config(&config),
+                access,
                 table,
                 writer,
                 stats: Arc::clone(&stats),
@@ -304,6 +309,7 @@ impl<S: Store> Daemon<S> {
             &mut config,
             events,
             &flush_commands,
+            &access_changed,
             &mut stages,
             &mut ended,
             &manager,
@@ -345,6 +351,7 @@ async fn attend(
     config: &mut Config,
     mut events: mpsc::Receiver<Event>,
     flush: &mpsc::Sender<Command>,
+    access_changed: &watch::Sender<Access>,
     stages: &mut JoinSet<Result<&'static str, FlushError>>,
     ingest: &mut Ended,
     manager: &Manager,
@@ -362,6 +369,11 @@ async fn attend(
                     let interval = new.flush.interval;
                     config.reload_from(&new);
                     let _ = flush.try_send(Command::SetInterval(interval));
+                    // Names are looked up anew, also if the configuration says the same.
+                    match access(config) {
+                        Ok(access) => drop(access_changed.send_replace(access)),
+                        Err(error) => error!("who may connect and which keys are allowed stay as they were: {error}"),
+                    }
                     manager.reloaded();
                 }
             },
@@ -399,6 +411,7 @@ async fn finish(
 
 /// What moves to the ingest thread.
 struct IngestThread {
+    access: watch::Receiver<Access>,
     parts: CoreParts,
     listener: UnixListener,
     messages: mpsc::Receiver<ToCounters>,
@@ -454,6 +467,17 @@ impl IngestThread {
                 }
             }
         };
+        let reloads = {
+            let core = Rc::clone(&core);
+            let mut access = self.access;
+            async move {
+                while access.changed().await.is_ok() {
+                    *core.access.borrow_mut() = access.borrow_and_update().clone();
+                }
+                // Nothing is reloaded any more: the daemon is stopping.
+                std::future::pending::<()>().await;
+            }
+        };
         let durable = {
             let core = Rc::clone(&core);
             async move {
@@ -463,13 +487,14 @@ impl IngestThread {
         };
         // Ends when the stages are gone; until then batches may settle, also after the last client.
         let listening = core.listen(self.messages);
-        tokio::pin!(serving, ticks, durable, listening);
+        tokio::pin!(serving, ticks, reloads, durable, listening);
         let mut served = false;
         loop {
             tokio::select! {
                 () = &mut serving, if !served => served = true,
                 () = &mut listening => return,
                 () = &mut ticks => {}
+                () = &mut reloads => {}
                 () = &mut durable => return,
             }
         }
@@ -507,6 +532,14 @@ fn open_rejected(state_dir: &Path) -> Result<RejectedFile, DaemonError> {
             .to_string(),
         source,
     })
+}
+
+fn access(config: &Config) -> Result<Access, ListenError> {
+    Access::find(
+        &config.listen.allow_uids,
+        &config.listen.allow_gids,
+        &config.limits.allow_keys,
+    )
 }
 
 fn ingest_config(config: &Config) -> IngestConfig {

@@ -28,6 +28,7 @@
 //!
 //! - [`stats`]: the numbers of this process, one source for `INFO`, `TALLY.STATS` and metrics.
 //! - [`health`]: whether the process is alive and ready.
+//! - [`repeats`]: when the log is told of what happens again and again.
 //! - [`fail_point`]: named points at which a test may have the process die; nothing in a release.
 //! - [`wire`]: bytes to commands and replies to bytes; pure.
 //! - [`counters`]: the table, which applies commands in groups to entries of last known value and
@@ -41,7 +42,7 @@
 //! - [`config`]: defaults, file, environment and flags, merged, checked, with the origin of each.
 //! - [`log`]: lines on stderr.
 //! - [`daemon`]: builds all of the above, owns every task, and ends them in order.
-//! - [`cli`]: the command line; `run`, `check`, `demo`, `journal`, and the exit codes.
+//! - [`cli`]: the command line; `run`, `check`, `demo`, `journal`, `top`, and the exit codes.
 //!
 //! A room uses only rooms that come before it in this list. One exception: the journal names nodes
 //! and deltas as the store does.
@@ -64,6 +65,7 @@ pub mod health;
 pub mod ingest;
 pub mod journal;
 pub mod log;
+pub mod repeats;
 pub mod stats;
 pub mod store;
 pub mod sync;

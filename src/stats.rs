@@ -33,8 +33,10 @@ numbers! {
     errors_total,
     /// Connections accepted.
     connections_total,
-    /// Connections refused, at a limit.
+    /// Connections refused: at a limit, or for their user.
     connections_refused_total,
+    /// Those of them whose user is not allowed.
+    connections_refused_peer_total,
     /// Connections open now.
     connections,
     /// Subscribers cut off because they did not keep up.

@@ -4,10 +4,11 @@
 #![allow(clippy::doc_markdown)]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Flags;
+use crate::config::{Flags, duration};
 
 /// Takes high-write counters off Redis: adds increments up in memory, durably, and flushes one
 /// INCRBY per key.
@@ -28,6 +29,11 @@ pub enum Command {
     Check(CheckArgs),
     /// Count in a temporary directory and compare the totals; no Redis needed
     Demo(DemoArgs),
+    /// Show what the running daemon does, live; q quits
+    ///
+    /// In a terminal: rates in and out, what is pending, the store, the other nodes. Anywhere else:
+    /// a line for each interval.
+    Top(TopArgs),
     /// Look into a journal
     #[command(subcommand)]
     Journal(JournalCommand),
@@ -94,6 +100,30 @@ pub struct DemoArgs {
     /// Stop after so many increments, if that is earlier
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub ops: Option<u64>,
+}
+
+/// Flags of `tallyd top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// The running daemon's socket [default: listen.socket of the configuration]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// The configuration file that names the socket [default: /etc/tallyd/tallyd.toml, if it is there]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Time between two looks, 100ms to 1h
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval)]
+    pub interval: Duration,
+    /// Print one block of numbers, with rates over one interval, and exit; 74 if the daemon is away
+    #[arg(long)]
+    pub once: bool,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let bounds = Duration::from_millis(100)..=Duration::from_secs(3600);
+    duration::parse(text)
+        .filter(|interval| bounds.contains(interval))
+        .ok_or_else(|| "expected 100ms to 1h, such as 500ms or 2s".to_owned())
 }
 
 /// `tallyd journal …`

@@ -7,6 +7,7 @@ pub mod exit;
 pub mod journal;
 pub mod rejected;
 pub mod run;
+pub mod top;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -48,6 +49,7 @@ where
         }
         Command::Run(args) => run::run(Flags::from(args)),
         Command::Demo(args) => demo::demo(&args),
+        Command::Top(args) => top::top(&args, &mut io::stdout(), &mut io::stderr()),
         Command::Journal(command) => {
             let (out, err) = (&mut io::stdout().lock(), &mut io::stderr());
             match command {
@@ -89,6 +91,8 @@ mod tests {
             "tallyd journal replay",
             "tallyd journal verify --socket s d",
             "tallyd demo --seconds 0",
+            "tallyd top --interval 1",
+            "tallyd top --interval 10ms",
         ] {
             assert_eq!(code(line), 64, "{line}");
         }

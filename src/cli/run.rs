@@ -12,6 +12,7 @@ use super::check;
 use super::exit::ExitCode;
 use crate::config::{self, Config, Environment, Flags};
 use crate::daemon::{self, DaemonError, Event, Surroundings};
+use crate::ingest::listener::ListenError;
 use crate::journal::JournalError;
 use crate::log::{self, LogHandle};
 use crate::systemd::{Manager, socket};
@@ -87,7 +88,9 @@ pub fn report(error: &DaemonError) -> ExitCode {
 /// The exit code for it.
 pub(super) fn exit_code(error: &DaemonError) -> ExitCode {
     match error {
-        DaemonError::Listen(crate::ingest::listener::ListenError::Group { .. })
+        DaemonError::Listen(
+            ListenError::Group { .. } | ListenError::User { .. } | ListenError::AllowedGroup { .. },
+        )
         | DaemonError::Journal(JournalError::Node { .. }) => ExitCode::Configuration,
         DaemonError::Journal(_)
         | DaemonError::Listen(_)

@@ -251,7 +251,8 @@ impl Layers {
                 Ok(config) => return config,
                 Err(error) => error,
             };
-            let key = error.path.join(".");
+            // Within a list the path goes on, to the place in it.
+            let key = error.path[..error.path.len().min(2)].join(".");
             let (found, expected) = explain(error.kind);
             faults.push(Fault::BadValue {
                 origin: self.origin(&key),

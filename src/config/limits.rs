@@ -16,6 +16,8 @@ const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
 /// A record's key length has 16 bits.
 const KEY_BYTES: RangeInclusive<usize> = 1..=65_535;
 const MEMORY_BYTES: RangeInclusive<u64> = (1 << 20)..=(64 << 30);
+/// Names or patterns in a list: each costs a comparison for a connection or a key.
+const LIST_LEN_MAX: usize = 1000;
 /// Shorter timers would spin.
 const TIMER_MIN: Duration = Duration::from_millis(1);
 
@@ -53,6 +55,9 @@ pub(super) fn check(config: &Config) -> Vec<OutOfBounds> {
         config.listen.max_connections,
         &MAX_CONNECTIONS,
     );
+    checks.list("listen.allow_uids", &config.listen.allow_uids);
+    checks.list("listen.allow_gids", &config.listen.allow_gids);
+    checks.list("limits.allow_keys", &config.limits.allow_keys);
     checks.number("flush.max_keys", config.flush.max_keys, &MAX_KEYS);
     checks.number("flush.batch_keys", config.flush.batch_keys, &BATCH_KEYS);
     if config.flush.batch_keys > config.flush.max_keys {
@@ -126,6 +131,20 @@ impl Checks {
                 key,
                 format!("a path of {bytes} bytes"),
                 format!("at most {SOCKET_PATH_BYTES_MAX}, the system's limit for a Unix socket"),
+            );
+        }
+    }
+
+    fn list(&mut self, key: &'static str, list: &[String]) {
+        if list.len() > LIST_LEN_MAX {
+            let found = format!("a list of {}", list.len());
+            self.fail(key, found, format!("at most {LIST_LEN_MAX}"));
+        }
+        if list.iter().any(String::is_empty) {
+            self.fail(
+                key,
+                "a list with an empty name".to_owned(),
+                "names of at least one character".to_owned(),
             );
         }
     }
@@ -209,6 +228,18 @@ mod tests {
         assert_eq!(
             keys_after(|c| c.listen.max_connections = 1_000_001),
             ["listen.max_connections"]
+        );
+        assert_eq!(
+            keys_after(|c| c.listen.allow_uids = vec!["1".to_owned(); 1001]),
+            ["listen.allow_uids"]
+        );
+        assert_eq!(
+            keys_after(|c| c.listen.allow_gids = vec![String::new()]),
+            ["listen.allow_gids"]
+        );
+        assert_eq!(
+            keys_after(|c| c.limits.allow_keys = vec![String::new()]),
+            ["limits.allow_keys"]
         );
         assert_eq!(keys_after(|c| c.flush.batch_keys = 0), ["flush.batch_keys"]);
         assert_eq!(

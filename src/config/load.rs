@@ -124,6 +124,8 @@ mod tests {
             ("TALLYD_LISTEN__MODE", "0600"),
             ("TALLYD_PUBLISH__ENABLED", "false"),
             ("TALLYD_NODE__NAME", "42"),
+            ("TALLYD_LISTEN__ALLOW_UIDS", "33"),
+            ("TALLYD_LIMITS__ALLOW_KEYS", "likes:*,views:*"),
             ("TALLYD_LIMITS__MAX_PENDING_BYTES", "1048576"),
         ]);
         let Loaded { config, origins } = load(&flags, &environment).unwrap();
@@ -133,6 +135,8 @@ mod tests {
         assert_eq!(config.listen.mode, 0o600);
         assert!(!config.publish.enabled);
         assert_eq!(config.node.name, "42");
+        assert_eq!(config.listen.allow_uids, ["33"]);
+        assert_eq!(config.limits.allow_keys, ["likes:*", "views:*"]);
         assert_eq!(config.limits.max_view_bytes, 2 << 20);
         assert_eq!(config.limits.max_pending_bytes, 1 << 20);
         assert_eq!(origins.of("log.level").to_string(), "flag --log-level");
@@ -177,7 +181,7 @@ mod tests {
             faults(
                 "[flush]\ninterval = 5\ndelivery = 0\nmax_keys = -1\n\n\
                  [listen]\nmode = 660\n\n[publish]\nenabled = \"yes\"\n\n\
-                 [limits]\nmax_key_bytes = \"1KB\"\n"
+                 [limits]\nmax_key_bytes = \"1KB\"\nallow_keys = [\"a\", true]\n"
             ),
             [
                 "flush.delivery: is 0; expected \"exactly-once\" or \"at-least-once\" \
@@ -185,6 +189,8 @@ mod tests {
                 "flush.interval: is 5; expected a duration of at most \"365d\" with its unit, such \
                  as \"1s\", \"50ms\" or \"2m\" (file tallyd.toml:2)",
                 "flush.max_keys: is -1; expected a whole number (file tallyd.toml:4)",
+                "limits.allow_keys: is true; expected a list of names, such as [\"a\", \"b\"], or \
+                 text with commas, such as \"a,b\" (file tallyd.toml:14)",
                 "limits.max_key_bytes: is \"1KB\"; expected a size in bytes, such as 65536, \
                  \"1KiB\" or \"256MiB\" (file tallyd.toml:13)",
                 "listen.mode: is 660; expected permissions as octal digits in quotes, such as \

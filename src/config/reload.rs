@@ -3,7 +3,14 @@
 use super::{Config, written};
 
 /// The keys that take effect without a restart.
-pub const RELOADABLE: [&str; 3] = ["flush.interval", "log.level", "shutdown.timeout"];
+pub const RELOADABLE: [&str; 6] = [
+    "listen.allow_uids",
+    "listen.allow_gids",
+    "flush.interval",
+    "limits.allow_keys",
+    "log.level",
+    "shutdown.timeout",
+];
 
 /// How two configurations differ, by key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +52,10 @@ pub fn changes(old: &Config, new: &Config) -> Changes {
 impl Config {
     /// Takes over what may change while running, and nothing else.
     pub fn reload_from(&mut self, new: &Self) {
+        self.listen.allow_uids.clone_from(&new.listen.allow_uids);
+        self.listen.allow_gids.clone_from(&new.listen.allow_gids);
         self.flush.interval = new.flush.interval;
+        self.limits.allow_keys.clone_from(&new.limits.allow_keys);
         self.log.level = new.log.level;
         self.shutdown.timeout = new.shutdown.timeout;
     }
@@ -93,7 +103,10 @@ mod tests {
         let old = defaults();
         let mut new = defaults();
         let other = Duration::from_millis(1234);
+        new.listen.allow_uids.push("1".to_owned());
+        new.listen.allow_gids.push("1".to_owned());
         new.flush.interval = other;
+        new.limits.allow_keys.push("a".to_owned());
         new.log.level = LogLevel::Trace;
         new.shutdown.timeout = other;
         let mut reloadable = changes(&old, &new).can_change;

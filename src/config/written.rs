@@ -42,8 +42,12 @@ pub(super) fn toml(value: &Value) -> String {
             (None, Some(number)) => number.to_string(),
             (None, None) => String::new(),
         },
+        Value::Array(_, list) => {
+            let list: Vec<String> = list.iter().map(toml).collect();
+            format!("[{}]", list.join(", "))
+        }
         // No key holds one of these.
-        Value::Empty(..) | Value::Dict(..) | Value::Array(..) => quote(""),
+        Value::Empty(..) | Value::Dict(..) => quote(""),
     }
 }
 
@@ -88,6 +92,11 @@ mod tests {
     fn text_is_quoted_so_that_it_is_read_back() {
         use figment::providers::{Format, Toml};
         use figment::value::Dict;
+
+        let list = ["a,b", "[\"c\"]", ""];
+        let shown = toml(&Value::from(list.to_vec()));
+        let dict: Dict = Toml::from_str(&format!("v = {shown}")).unwrap();
+        assert_eq!(dict["v"], Value::from(list.to_vec()));
 
         for text in ["plain", "a\"b\\c", "a\nb\tc\u{7f}\u{1b}[0m", "ü✓"] {
             let dict: Dict = Toml::from_str(&format!("v = {}", quote(text))).unwrap();

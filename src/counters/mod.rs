@@ -12,13 +12,13 @@
 
 mod entry;
 mod huge;
+mod op;
 mod prefetch;
 mod table;
 
+pub use op::{Answer, BadValue, Kind, Op};
 pub use prefetch::prefetch;
-pub use table::{
-    Announced, Answer, BadValue, Kind, Observed, Op, Reach, StaleSweep, Table, TableLimits, View,
-};
+pub use table::{Announced, Observed, Reach, StaleSweep, Table, TableLimits, View};
 
 /// Where the deltas of the open epoch are written down, one record a key.
 pub trait Recorder {

@@ -7,151 +7,22 @@
 //! A group is applied in passes, each of which asks for the memory that the next one needs:
 //! hash every key; find its slot; compare its key; then apply in order.
 
-use std::hash::{BuildHasher, Hasher};
+mod index;
+mod observe;
 
-use super::entry::{
-    EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE,
-};
+use super::Recorder;
+use super::entry::{EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, USED, WRONG_TYPE};
 use super::huge::prefer_large_pages;
+use super::op::{Answer, BadValue, Kind, NONE, Op};
 use super::prefetch::prefetch;
-use super::{RecordError, Recorder};
+pub use observe::{Announced, Observed, Reach, StaleSweep};
 
 /// So many commands have their cache misses in flight together.
 const GROUP: usize = 64;
 /// What one counter costs: its entry, and its share of an index that is 3/8 to 3/4 full.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 16;
-const NONE: u32 = u32::MAX;
 /// So many entries one search for a victim looks at, at most: some microseconds.
 const SWEEP: usize = 4096;
-
-/// What a command wants of its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Add `amount`.
-    Add,
-    /// Read the view.
-    Get,
-}
-
-/// One command on one key, and its answer.
-#[derive(Debug, Clone, Copy)]
-pub struct Op {
-    /// Where the key begins in the group's input.
-    pub start: u32,
-    /// The key's length in bytes.
-    pub len: u32,
-    /// What to do.
-    pub kind: Kind,
-    /// Whether nobody waits for the answer.
-    pub quiet: bool,
-    /// For [`Kind::Add`].
-    pub amount: i64,
-    /// Filled in by [`Table::apply`].
-    pub answer: Answer,
-    tag: u32,
-    entry: u32,
-}
-
-impl Op {
-    /// An operation on `input[start..start + len]`, not yet answered.
-    pub fn new(kind: Kind, start: usize, len: usize, amount: i64) -> Self {
-        Op {
-            start: start as u32,
-            len: len as u32,
-            kind,
-            quiet: false,
-            amount,
-            answer: Answer::Missing,
-            tag: 0,
-            entry: NONE,
-        }
-    }
-
-    /// The key within the input of its group.
-    #[inline]
-    pub fn key<'a>(&self, input: &'a [u8]) -> &'a [u8] {
-        &input[self.start as usize..self.start as usize + self.len as usize]
-    }
-}
-
-/// The answer to one operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// The view after the operation.
-    Value(i64),
-    /// Taken (an add) or looked up (a get), but the store's value is not known: only what is
-    /// pending.
-    Cold(i64),
-    /// A read of a key of which nothing is known, and nothing pending.
-    Unknown,
-    /// A read of a value that was not seen for long: what was pending right after it.
-    Aged(i64),
-    /// A read of a key that neither the store nor this node has.
-    Missing,
-    /// Not taken: the store holds no counter there.
-    Bad(BadValue),
-    /// Not taken: the view would leave 64 bits.
-    Overflow,
-    /// Not taken: `limits.max_view_bytes` is reached, and a long search found only entries that
-    /// have something pending.
-    Full,
-    /// Not taken: the journal refused.
-    Record(RecordError),
-}
-
-/// What a key holds that is no counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BadValue {
-    /// A list, a hash ...
-    WrongType,
-    /// Text.
-    NotInteger,
-}
-
-/// Where a value comes from, which decides whether an equal clock is news.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// Read from the store at that clock: at least as new as anything known with it.
-    Read,
-    /// The same, but asked for before values were marked stale: it may be among those.
-    ReadBefore,
-    /// Announced as the value right after the batch with that clock.
-    Announced,
-}
-
-/// What became of a value that was seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Observed {
-    /// The view is the value's now, or was already.
-    Taken {
-        /// Whether it is another one than before.
-        moved: bool,
-    },
-    /// Older than what is known.
-    Old,
-    /// Nobody here asked for this key.
-    Absent,
-    /// A batch of this node may or may not be part of the value: tell it again when that is settled.
-    Unsettled,
-}
-
-/// Values of one message, their keys one after the other.
-#[derive(Debug, Default)]
-pub struct Announced {
-    /// The keys' bytes.
-    pub keys: Vec<u8>,
-    /// Length of each key, and its value.
-    pub values: Vec<(u32, i64)>,
-    /// The clock of all of them.
-    pub clock: u64,
-}
-
-/// Where a search for stale entries stands: first those that were used of late, then the rest.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct StaleSweep {
-    at: usize,
-    rest: bool,
-}
 
 /// What is known of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -365,49 +236,6 @@ impl Table {
         false
     }
 
-    /// Moves the coarse clock by which values age; ticks wrap around.
-    pub fn set_now(&mut self, tick: u16) {
-        self.now = tick;
-    }
-
-    /// Reads of a value older than this many ticks ask for it anew; at most half of the range.
-    pub fn set_age_max(&mut self, ticks: u16) {
-        self.age_max = ticks.min(u16::MAX / 2);
-    }
-
-    /// Messages were lost: every value held may be out of date.
-    pub fn mark_stale(&mut self) {
-        self.generation = self.generation.wrapping_add(1);
-    }
-
-    /// Goes on looking for keys that were marked stale and not seen since; `false` at the end.
-    /// Looks at a bounded number of entries a call.
-    pub fn next_stale(
-        &self,
-        sweep: &mut StaleSweep,
-        keys_max: usize,
-        keys: &mut Vec<Box<[u8]>>,
-    ) -> bool {
-        for _ in 0..SWEEP {
-            if keys.len() >= keys_max {
-                return true;
-            }
-            let Some(entry) = self.entries.get(sweep.at) else {
-                if sweep.rest {
-                    return false;
-                }
-                *sweep = StaleSweep { at: 0, rest: true };
-                continue;
-            };
-            sweep.at += 1;
-            let stale = entry.has(TAKEN) && entry.has(KNOWN) && entry.generation != self.generation;
-            if stale && (sweep.rest || entry.has(USED)) {
-                keys.push(entry.key(&self.long).into());
-            }
-        }
-        true
-    }
-
     /// Undoes an add whose key turned out to hold no counter: the opposite amount is recorded, so
     /// that what the client was refused is never sent. `false`: it could not be recorded.
     pub fn take_back(&mut self, key: &[u8], amount: i64, recorder: &mut impl Recorder) -> bool {
@@ -438,260 +266,6 @@ impl Table {
         entry.pending = entry.pending.wrapping_add(amount);
         entry.flags |= EXISTS;
     }
-
-    /// The store has `value` for `key` (`None`: has no such key) as of `clock`.
-    ///
-    /// A key that nobody asked for is not brought in. With `recorder`, a value that may or may not
-    /// contain a sealed delta of this node is left alone; without it, it is taken as it is.
-    pub fn observe(
-        &mut self,
-        key: &[u8],
-        value: Option<i64>,
-        clock: u64,
-        reach: Reach,
-        recorder: Option<&impl Recorder>,
-    ) -> Observed {
-        let at = self.find(key, self.tag(key));
-        self.observe_at(at, value, clock, reach, recorder)
-    }
-
-    /// Takes the values of a message, in groups as commands are. `each` hears what became of every
-    /// key.
-    pub fn observe_announced(
-        &mut self,
-        announced: &Announced,
-        recorder: &impl Recorder,
-        mut each: impl FnMut(&[u8], i64, Observed),
-    ) {
-        let mut found = [(0, NONE); GROUP];
-        let mut start = 0;
-        for group in announced.values.chunks(GROUP) {
-            let first = start;
-            let mask = self.slots.len() - 1;
-            for (&(len, _), found) in group.iter().zip(&mut found) {
-                found.0 = self.tag(&announced.keys[start..start + len as usize]);
-                prefetch(&self.slots[found.0 as usize & mask]);
-                start += len as usize;
-            }
-            for found in &mut found[..group.len()] {
-                found.1 = self.candidate(found.0);
-                if found.1 != NONE {
-                    prefetch(&self.entries[found.1 as usize]);
-                }
-            }
-            let mut at = first;
-            for (&(len, value), &(tag, candidate)) in group.iter().zip(&found) {
-                let key = &announced.keys[at..at + len as usize];
-                at += len as usize;
-                let mut entry = candidate;
-                if entry != NONE && !self.entries[entry as usize].holds(key, &self.long) {
-                    entry = self.find(key, tag);
-                }
-                let (clock, reach) = (announced.clock, Reach::Announced);
-                let observed = self.observe_at(entry, Some(value), clock, reach, Some(recorder));
-                each(key, value, observed);
-            }
-        }
-    }
-
-    fn observe_at(
-        &mut self,
-        at: u32,
-        value: Option<i64>,
-        clock: u64,
-        reach: Reach,
-        recorder: Option<&impl Recorder>,
-    ) -> Observed {
-        if at == NONE {
-            return Observed::Absent;
-        }
-        let entry = &mut self.entries[at as usize];
-        let news = match reach {
-            Reach::Read | Reach::ReadBefore => clock >= entry.clock,
-            Reach::Announced => clock > entry.clock,
-        };
-        if entry.has(KNOWN) && !news {
-            return Observed::Old;
-        }
-        if let Some(recorder) = recorder
-            && entry.pending != 0
-        {
-            let open = if entry.epoch == recorder.epoch() {
-                recorder.delta(entry.record)
-            } else {
-                0
-            };
-            if entry.pending != open {
-                return Observed::Unsettled;
-            }
-        }
-        let moved = entry.value != value.unwrap_or(0) || entry.has(STORED) != value.is_some();
-        entry.value = value.unwrap_or(0);
-        entry.clock = clock;
-        entry.seen = self.now;
-        if reach == Reach::Read {
-            // Nothing else makes up for a loss: the lost message may have been the newer one.
-            entry.generation = self.generation;
-        }
-        entry.flags |= KNOWN;
-        entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED);
-        if value.is_some() {
-            entry.flags |= STORED;
-        }
-        if value.is_some() || entry.epoch != 0 || entry.pending != 0 {
-            entry.flags |= EXISTS;
-        }
-        Observed::Taken { moved }
-    }
-
-    /// The store holds no counter under `key`: adds are refused until a value is seen again.
-    pub fn observe_bad(&mut self, key: &[u8], bad: BadValue) {
-        let at = self.find(key, self.tag(key));
-        if at != NONE {
-            let entry = &mut self.entries[at as usize];
-            entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
-            entry.flags |= match bad {
-                BadValue::WrongType => WRONG_TYPE,
-                BadValue::NotInteger => NOT_INTEGER,
-            };
-        }
-    }
-
-    /// The store went back in time: what is known stays as the best guess, and any value seen from
-    /// now on replaces it.
-    pub fn forget_clocks(&mut self) {
-        for entry in &mut self.entries {
-            entry.clock = 0;
-            entry.flags &= !KNOWN;
-        }
-    }
-
-    #[inline]
-    fn tag(&self, key: &[u8]) -> u32 {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write(key);
-        hasher.finish() as u32
-    }
-
-    /// The first entry on the probe path whose hash agrees; its key is not looked at.
-    #[inline]
-    fn candidate(&self, tag: u32) -> u32 {
-        let mask = self.slots.len() - 1;
-        let mut at = tag as usize & mask;
-        loop {
-            let slot = self.slots[at];
-            if slot == 0 {
-                return NONE;
-            }
-            if (slot >> 32) as u32 == tag {
-                return slot as u32 - 1;
-            }
-            at = (at + 1) & mask;
-        }
-    }
-
-    fn find(&self, key: &[u8], tag: u32) -> u32 {
-        let mask = self.slots.len() - 1;
-        let mut at = tag as usize & mask;
-        loop {
-            let slot = self.slots[at];
-            if slot == 0 {
-                return NONE;
-            }
-            let entry = (slot as u32).wrapping_sub(1);
-            if (slot >> 32) as u32 == tag && self.entries[entry as usize].holds(key, &self.long) {
-                return entry;
-            }
-            at = (at + 1) & mask;
-        }
-    }
-
-    /// Brings in a key that is not there.
-    fn insert(&mut self, key: &[u8], tag: u32) -> u32 {
-        if (self.taken + 1) * 4 > self.slots.len() * 3 {
-            self.grow_index();
-        }
-        let entry = Entry::new(key, &mut self.long);
-        let number = if let Some(number) = self.free.pop() {
-            self.entries[number as usize] = entry;
-            number
-        } else {
-            self.entries.push(entry);
-            (self.entries.len() - 1) as u32
-        };
-        place(
-            &mut self.slots,
-            u64::from(tag) << 32 | u64::from(number + 1),
-        );
-        self.taken += 1;
-        number
-    }
-
-    fn grow_index(&mut self) {
-        let mut slots = vec![0; self.slots.len() * 2];
-        prefer_large_pages(&mut slots);
-        for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
-            place(&mut slots, slot);
-        }
-        self.slots = slots;
-    }
-
-    /// Gives up entries that hold nothing pending until there is room for `bytes` more, or the
-    /// search has gone far enough. Returns whether any was given up.
-    fn evict(&mut self, bytes: usize) -> bool {
-        let before = self.evicted;
-        let from = self.hand;
-        self.sweep(bytes);
-        if self.bytes() + bytes > self.limits.bytes_max {
-            // Over the same entries again, whose bits of recent use are cleared by now: better to
-            // give up one that is used than to refuse a key.
-            self.hand = from;
-            self.sweep(bytes);
-        }
-        self.evicted != before
-    }
-
-    fn sweep(&mut self, bytes: usize) {
-        for _ in 0..SWEEP.min(self.entries.len()) {
-            if self.bytes() + bytes <= self.limits.bytes_max {
-                break;
-            }
-            self.hand = (self.hand + 1) % self.entries.len();
-            let entry = &mut self.entries[self.hand];
-            if !entry.has(TAKEN) || entry.pending != 0 {
-                continue;
-            }
-            if entry.has(USED) {
-                entry.flags &= !USED;
-                continue;
-            }
-            self.remove(self.hand as u32);
-            self.evicted += 1;
-        }
-    }
-
-    fn remove(&mut self, number: u32) {
-        let mask = self.slots.len() - 1;
-        let tag = self.tag(self.entries[number as usize].key(&self.long));
-        let mut hole = tag as usize & mask;
-        while self.slots[hole] as u32 != number + 1 {
-            hole = (hole + 1) & mask;
-        }
-        // Close the hole: move back each follower whose own place is at or before it.
-        let mut next = (hole + 1) & mask;
-        while self.slots[next] != 0 {
-            let start = (self.slots[next] >> 32) as usize & mask;
-            if next.wrapping_sub(start) & mask >= next.wrapping_sub(hole) & mask {
-                self.slots[hole] = self.slots[next];
-                hole = next;
-            }
-            next = (next + 1) & mask;
-        }
-        self.slots[hole] = 0;
-        self.entries[number as usize].free(&mut self.long);
-        self.free.push(number);
-        self.taken -= 1;
-    }
 }
 
 fn entry_bytes(key: &[u8]) -> usize {
@@ -701,15 +275,6 @@ fn entry_bytes(key: &[u8]) -> usize {
         } else {
             0
         }
-}
-
-fn place(slots: &mut [u64], slot: u64) {
-    let mask = slots.len() - 1;
-    let mut at = (slot >> 32) as usize & mask;
-    while slots[at] != 0 {
-        at = (at + 1) & mask;
-    }
-    slots[at] = slot;
 }
 
 #[inline]
@@ -784,10 +349,8 @@ fn bad_value(entry: &Entry) -> Option<BadValue> {
 }
 
 #[cfg(test)]
-#[path = "table_tests.rs"]
 mod tests;
 
 #[cfg(test)]
-#[path = "view_tests.rs"]
 #[allow(clippy::type_complexity, clippy::needless_range_loop)]
 mod view_tests;

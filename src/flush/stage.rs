@@ -33,6 +33,7 @@ use crate::fail_point::fail_point;
 use crate::health::Health;
 use crate::journal::rejected::{Rejected, RejectedFile};
 use crate::journal::{Directory, JournalError, Names, Sealed, Writer};
+use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::{Claim, Delta, KeyError, Lane, Outcome, Refusal, RunId, Store, StoreError};
 
@@ -40,8 +41,6 @@ use crate::store::{Claim, Delta, KeyError, Lane, Outcome, Refusal, RunId, Store,
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A store that stays away is mentioned so often.
-const REMIND: Duration = Duration::from_secs(60);
 /// Segments retained at most: each holds a descriptor and a map. Epochs that end faster than one in
 /// 30 ms are retained for less than 30 s.
 pub const RETAINED_SEGMENTS_MAX: usize = 1000;
@@ -174,16 +173,21 @@ pub struct Flush<S: Store> {
     /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
     done: HashMap<u64, BTreeMap<usize, Settled>>,
     warned: HashSet<String>,
-    trouble: Option<Trouble>,
+    /// The next pause while the store is in trouble.
+    pause: Duration,
+    lines: Lines,
     arrivals: Vec<oneshot::Sender<()>>,
     stopping: bool,
 }
 
-struct Trouble {
-    since: Instant,
-    tries: u64,
-    reminded: Instant,
-    pause: Duration,
+/// What the log is told of that may happen with every batch.
+#[derive(Default)]
+struct Lines {
+    trouble: Repeats,
+    refused: Repeats,
+    unwritten: Repeats,
+    unsynced: Repeats,
+    files: Repeats,
 }
 
 /// Why a step was not finished; it is tried again.
@@ -242,7 +246,8 @@ impl<S: Store> Flush<S> {
             clock: 0,
             done: HashMap::new(),
             warned: HashSet::new(),
-            trouble: None,
+            pause: PAUSE_MIN,
+            lines: Lines::default(),
             arrivals: Vec::new(),
             stopping: false,
         }
@@ -401,8 +406,8 @@ impl<S: Store> Flush<S> {
         let Some(syncing) = self.syncing.take() else {
             return;
         };
-        if let Ok(Err(error)) = within(&self.health, DISK_PATIENCE, syncing).await {
-            error!(%error, "the journal cannot be synced: a power cut now may lose what is pending");
+        if let Ok(synced) = within(&self.health, DISK_PATIENCE, syncing).await {
+            self.tell_synced(synced);
         }
     }
 
@@ -730,9 +735,8 @@ impl<S: Store> Flush<S> {
     async fn roll_back(&mut self, to: u64, server: &str) -> Result<(), FlushError> {
         let applied = self.applied;
         warn!(
-            "the store has lost batches {} to {applied} (it is now {server}): a fail-over, or an \
-             older data set",
-            to + 1
+            "the store went back from batch {applied} to batch {to} (it is now {server}): a \
+             fail-over, or an older data set; what is retained of them is sent again"
         );
         self.tell(ToCounters::ForgetClocks).await?;
         while let Some((_, segment)) = self.retained.pop_back() {
@@ -744,14 +748,15 @@ impl<S: Store> Flush<S> {
         }
         let Some(first) = self.queue.front().map(|segment| segment.first_batch()) else {
             error!(
-                "batches {} to {applied} are no longer retained: they stay lost",
+                "nothing of batches {} to {applied} is retained any more: it stays lost \
+                 (flush.retain)",
                 to + 1
             );
             return Ok(());
         };
         if to + 1 < first {
             error!(
-                "batches {} to {} are no longer retained: they stay lost (flush.retain)",
+                "nothing of batches {} to {} is retained any more: it stays lost (flush.retain)",
                 to + 1,
                 first - 1
             );
@@ -776,7 +781,7 @@ impl<S: Store> Flush<S> {
                 .await?;
             }
             if segment.first_batch() <= applied {
-                note_applied(&segment, to.max(segment.first_batch() - 1));
+                self.note_applied(&segment, to.max(segment.first_batch() - 1));
             }
         }
         self.gauge();
@@ -830,18 +835,25 @@ impl<S: Store> Flush<S> {
                 Ok(()) => break,
                 Err(error) => {
                     let path = self.rejected.path().display();
-                    let wait = PAUSE_MAX;
-                    error!(%error, "{path} cannot be written; flushing waits for it");
-                    tokio::time::sleep(wait).await;
+                    if let Some(told) = self.lines.unwritten.again() {
+                        error!(tries = told.count, %error, "{path} cannot be written; flushing waits for it");
+                    }
+                    tokio::time::sleep(PAUSE_MAX).await;
                 }
             }
         }
+        if self.lines.unwritten.over().is_some() {
+            info!("{} can be written again", self.rejected.path().display());
+        }
         fail_point("reject.written");
         self.stats.rejected_total.add(lines.len() as u64);
-        if let Some(first) = lines.first() {
+        if let Some(first) = lines.first()
+            && let Some(told) = self.lines.refused.again()
+        {
             warn!(
                 batch,
-                count = lines.len(),
+                deltas = lines.len(),
+                batches = told.count,
                 reason = first.reason,
                 key = first
                     .key
@@ -880,7 +892,7 @@ impl<S: Store> Flush<S> {
         }
         self.applied = batch;
         self.clock = self.clock.max(clock);
-        note_applied(segment, batch);
+        self.note_applied(segment, batch);
         fail_point("batch.noted");
         self.stats.batches_total.add(1);
         self.stats
@@ -994,8 +1006,10 @@ impl<S: Store> Flush<S> {
         for batch in segment.first_batch()..=segment.last_batch() {
             self.done.remove(&batch);
         }
-        if let Err(error) = on_disk(&self.health, || segment.remove()) {
-            warn!(%error, "cannot remove {}", segment.path().display());
+        if let Err(error) = on_disk(&self.health, || segment.remove())
+            && let Some(told) = self.lines.files.again()
+        {
+            warn!(count = told.count, %error, "cannot remove {}", segment.path().display());
         }
         fail_point("segment.removed");
     }
@@ -1047,38 +1061,69 @@ impl<S: Store> Flush<S> {
         };
         self.stats.retries_total.add(1);
         self.stats.set_store_error(reason.clone());
-        let now = Instant::now();
-        let trouble = self.trouble.get_or_insert_with(|| {
-            warn!("cannot flush: {reason}; increments are taken and kept in the journal meanwhile");
-            Trouble {
-                since: now,
-                tries: 0,
-                reminded: now,
-                pause: PAUSE_MIN,
+        match self.lines.trouble.again() {
+            None => {}
+            Some(told) if told.first => {
+                warn!(
+                    "cannot flush: {reason}; increments are taken and kept in the journal meanwhile"
+                );
             }
-        });
-        trouble.tries += 1;
-        if trouble.reminded.elapsed() >= REMIND {
-            trouble.reminded = now;
-            warn!(
-                tries = trouble.tries,
-                seconds = trouble.since.elapsed().as_secs(),
+            Some(told) => warn!(
+                tries = told.count,
+                seconds = told.seconds(),
                 "still cannot flush: {reason}"
-            );
+            ),
         }
-        let pause = trouble.pause;
-        trouble.pause = (pause * 2).min(PAUSE_MAX);
+        let pause = self.pause;
+        self.pause = (pause * 2).min(PAUSE_MAX);
         // Jitter, so that daemons that lost one store together do not come back together.
         pause.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     fn recovered(&mut self) {
-        if let Some(trouble) = self.trouble.take() {
+        self.pause = PAUSE_MIN;
+        // Also of what was not told, because it comes and goes all the time.
+        if self.lines.trouble.is_on() {
             self.stats.set_store_error(String::new());
+        }
+        if let Some(told) = self.lines.trouble.over() {
             info!(
-                tries = trouble.tries,
-                seconds = trouble.since.elapsed().as_secs_f32(),
+                tries = told.count,
+                seconds = told.seconds(),
                 "flushing again"
+            );
+        }
+    }
+
+    fn tell_synced(&mut self, synced: Result<(), String>) {
+        match synced {
+            Ok(()) => {
+                if self.lines.unsynced.over().is_some() {
+                    info!("the journal can be synced again");
+                }
+            }
+            Err(error) => {
+                if let Some(told) = self.lines.unsynced.again() {
+                    error!(
+                        count = told.count,
+                        %error,
+                        "the journal cannot be synced: a power cut now may lose what is pending"
+                    );
+                }
+            }
+        }
+    }
+
+    fn note_applied(&mut self, segment: &Sealed, batch: u64) {
+        // Only a hint: the token says the same.
+        if let Err(error) = segment.set_applied(batch)
+            && let Some(told) = self.lines.files.again()
+        {
+            warn!(
+                count = told.count,
+                %error,
+                "cannot note progress in {}",
+                segment.path().display()
             );
         }
     }
@@ -1098,13 +1143,6 @@ fn on_disk<T>(health: &Health, work: impl FnOnce() -> T) -> T {
     let done = work();
     health.flush_beat();
     done
-}
-
-fn note_applied(segment: &Sealed, batch: u64) {
-    if let Err(error) = segment.set_applied(batch) {
-        // Only a hint: the token says the same.
-        warn!(%error, "cannot note progress in {}", segment.path().display());
-    }
 }
 
 /// Whether a delta of a batch that was applied without a reply is in the value now there.

@@ -18,6 +18,10 @@ const SUBSCRIPTIONS_MAX: usize = 10_000;
 /// A client's name, and what it says of its library, in bytes each.
 const NAME_BYTES_MAX: usize = 1024;
 
+/// As Redis words what an ACL refuses. A pattern is taken whatever it says: its subscribers get
+/// the channels that they may.
+const NO_CHANNEL: &str = "NOPERM this user has no permissions to access one of the channels used as arguments (limits.allow_keys)";
+
 /// The version of Redis whose behaviour clients may expect.
 pub const REDIS_VERSION: &str = "7.0.15";
 
@@ -421,6 +425,11 @@ fn subscribe(
     args: Args<'_>,
     out: &mut Out,
 ) -> Option<Next> {
+    let access = core.access.borrow();
+    if by == By::Channel && !args.from(1).all(|name| access.keys.allow_channel(name)) {
+        encode::error(out, NO_CHANNEL);
+        return None;
+    }
     let mut hub = core.hub.borrow_mut();
     let id = session.client.id;
     if !hub.knows(id) {

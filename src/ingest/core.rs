@@ -13,10 +13,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
-use super::IngestConfig;
 use super::durable::Durable;
 use super::hub::{Hub, KEY_CHANNEL};
 use super::loads::Loads;
+use super::notices::Notices;
+use super::{Access, IngestConfig};
 use crate::counters::{Announced, BadValue, Observed, Op, Reach, Recorder, StaleSweep, Table};
 use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Heard, Settled, ToCounters};
@@ -62,6 +63,10 @@ const SWEEP_KEYS: usize = 1000;
 pub struct Core {
     /// See [`IngestConfig`].
     pub config: IngestConfig,
+    /// Who may connect, and which keys they may use; borrowed only between awaits.
+    pub access: RefCell<Access>,
+    /// What the log is told.
+    pub notices: Notices,
     /// The counters; borrowed only between awaits.
     pub state: RefCell<State>,
     /// What a read brings, before it is decoded.
@@ -94,6 +99,8 @@ pub struct Core {
 pub struct Parts {
     /// See [`IngestConfig`].
     pub config: IngestConfig,
+    /// Who may connect, and which keys they may use.
+    pub access: Access,
     /// The counters, with what was recovered.
     pub table: Table,
     /// The open segment.
@@ -123,6 +130,8 @@ impl Core {
         }
         Rc::new(Core {
             config: parts.config,
+            access: RefCell::new(parts.access),
+            notices: Notices::default(),
             state: RefCell::new(State {
                 table: parts.table,
                 writer: parts.writer,
@@ -191,6 +200,7 @@ impl Core {
     /// What has to be done now and then: ages, values that waited too long, a search that stalled.
     pub fn tick(&self) {
         self.refresh_gauges();
+        self.notices.tick();
         let mut state = self.state.borrow_mut();
         state.table.set_now(self.started.elapsed().as_secs() as u16);
         self.retry_unsettled(&mut state, true);
@@ -276,10 +286,12 @@ impl Core {
                 // Whoever asked may have gone.
                 let _ = done.send(());
             }
+            // It tells of every key, so it is for those who may use every key.
+            ToCounters::Message(_) if !self.access.borrow().keys.is_all() => {}
             ToCounters::Message(text) => {
                 self.hub
                     .borrow_mut()
-                    .publish(self.config.channel.as_bytes(), &text, &self.stats);
+                    .publish(self.config.channel.as_bytes(), &text, self);
             }
         }
         self.stats
@@ -493,9 +505,12 @@ impl Core {
 
     /// Tells those who watch one counter, if there are any.
     fn tell_watchers(&self, key: &[u8], value: i64) {
+        if !self.access.borrow().keys.allow(key) {
+            return; // Other nodes' clients may use others.
+        }
         let channel = [KEY_CHANNEL, key].concat();
         let mut hub = self.hub.borrow_mut();
-        hub.publish(&channel, value.to_string().as_bytes(), &self.stats);
+        hub.publish(&channel, value.to_string().as_bytes(), self);
     }
 }
 

@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
 
+use super::core::Core;
 use super::listener::Client;
-use crate::stats::Stats;
 use crate::wire::encode::{self, Version};
 
 /// Before a key: the channel that tells its value whenever it changed.
@@ -165,7 +165,7 @@ impl Hub {
     }
 
     /// Hands a message to everyone who is subscribed to `channel`.
-    pub fn publish(&mut self, channel: &[u8], message: &[u8], stats: &Stats) {
+    pub fn publish(&mut self, channel: &[u8], message: &[u8], core: &Core) {
         // One encoding for each version, whoever gets it.
         let mut plain: [Option<Frame>; 2] = [None, None];
         self.subscribers.retain(|_, subscriber| {
@@ -184,11 +184,8 @@ impl Hub {
                 keeps_up &= subscriber.hand(frame);
             }
             if !keeps_up {
-                stats.subscribers_dropped_total.add(1);
-                tracing::warn!(
-                    client = subscriber.client.id,
-                    "a subscriber did not keep up and is cut off"
-                );
+                core.stats.subscribers_dropped_total.add(1);
+                core.notices.slow_subscriber(subscriber.client.id);
                 subscriber.client.cut_off();
             }
             keeps_up

@@ -13,14 +13,15 @@ use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use tokio::net::UnixListener;
 use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
 use super::connection::Connection;
 use super::core::Core;
+use super::notices::Stranger;
+use super::peers::group_id;
 
 /// Pause after the system refused to give a connection (no descriptor is left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -56,6 +57,27 @@ pub enum ListenError {
     Group {
         /// As configured.
         name: String,
+    },
+    /// No such user.
+    #[error("listen.allow_uids {name}: there is no such user in /etc/passwd")]
+    User {
+        /// As configured.
+        name: String,
+    },
+    /// No such group.
+    #[error("listen.allow_gids {name}: there is no such group in /etc/group")]
+    AllowedGroup {
+        /// As configured.
+        name: String,
+    },
+    /// Names cannot be looked up.
+    #[error("cannot look names up in {}: {source}", path.display())]
+    Names {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -100,9 +122,11 @@ pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<StdListener, 
     rustix::process::umask(before);
     let listener = bound.map_err(error("bind"))?;
     if let Some(name) = group {
-        let group = group_id(name).ok_or_else(|| ListenError::Group {
-            name: name.to_owned(),
-        })?;
+        let group = group_id(name)
+            .map_err(error("look listen.group up"))?
+            .ok_or_else(|| ListenError::Group {
+                name: name.to_owned(),
+            })?;
         rustix::fs::chown(path, None, Some(rustix::process::Gid::from_raw(group)))
             .map_err(io::Error::from)
             .map_err(error("give it to listen.group"))?;
@@ -111,20 +135,6 @@ pub fn bind(path: &Path, mode: u32, group: Option<&str>) -> Result<StdListener, 
         .map_err(error("set its mode"))?;
     listener.set_nonblocking(true).map_err(error("prepare"))?;
     Ok(listener)
-}
-
-/// A group's number, by number or by its name in `/etc/group`.
-fn group_id(name: &str) -> Option<u32> {
-    if let Ok(number) = name.parse() {
-        return Some(number);
-    }
-    let groups = std::fs::read_to_string("/etc/group").ok()?;
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name))
-            .then(|| fields.nth(1)?.parse().ok())
-            .flatten()
-    })
 }
 
 /// What others may know of a client.
@@ -213,7 +223,6 @@ pub async fn serve(
     stop: CancellationToken,
     connections: TaskTracker,
 ) {
-    let mut refused = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -223,18 +232,24 @@ pub async fn serve(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                if !refused {
-                    warn!(%error, "cannot accept a connection; trying on");
-                }
-                refused = true;
+                core.notices.cannot_accept(&error);
                 core.stats.connections_refused_total.add(1);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        refused = false;
+        if let Err(stranger) = admit(&core, &stream) {
+            core.stats.connections_refused_total.add(1);
+            core.stats.connections_refused_peer_total.add(1);
+            core.notices.stranger(stranger);
+            // The socket's buffer is empty, so this does not wait.
+            let _ = stream.try_write(format!("-{stranger}\r\n").as_bytes());
+            continue;
+        }
         if core.clients.len() >= core.config.connections_max {
             core.stats.connections_refused_total.add(1);
+            core.notices
+                .connection_too_many(core.config.connections_max);
             // As Redis says it. The socket's buffer is empty, so this does not wait.
             let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
             continue;
@@ -250,4 +265,18 @@ pub async fn serve(
     }
     connections.close();
     connections.wait().await;
+}
+
+/// Whether a peer may come in.
+fn admit(core: &Core, stream: &UnixStream) -> Result<(), Stranger> {
+    let peers = &core.access.borrow().peers;
+    if peers.is_all() {
+        return Ok(());
+    }
+    // Who cannot be told stays out.
+    let credentials = stream.peer_cred().ok().map(|peer| (peer.uid(), peer.gid()));
+    match credentials {
+        Some((uid, gid)) if peers.allow(uid, gid) => Ok(()),
+        _ => Err(Stranger { credentials }),
+    }
 }

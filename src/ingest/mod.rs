@@ -5,12 +5,15 @@
 //!
 //! - [`listener`]: the socket
 //! - [`connection`]: read, answer, write; what a client may have to wait for
+//! - [`peers`]: who may connect
+//! - [`keys`]: which keys clients may use
 //! - [`session`]: what one client's commands do; the hot path
 //! - [`commands`]: the commands beside the counters
 //! - [`core`]: the counters' owner: table, open segment, messages from the stages
 //! - [`loads`]: clients that wait for a value of the store
 //! - [`durable`]: clients that wait for the disk
 //! - [`hub`]: who subscribes to what
+//! - [`notices`]: what the log is told of clients and limits
 //! - [`report`]: `INFO`, `TALLY.STATS`
 
 pub mod commands;
@@ -18,12 +21,18 @@ pub mod connection;
 pub mod core;
 pub mod durable;
 pub mod hub;
+pub mod keys;
 pub mod listener;
 pub mod loads;
+pub mod notices;
+pub mod peers;
 pub mod report;
 pub mod session;
 
 use std::time::Duration;
+
+use keys::AllowedKeys;
+use peers::AllowedPeers;
 
 /// What this room needs to know.
 #[derive(Debug, Clone)]
@@ -44,4 +53,30 @@ pub struct IngestConfig {
     pub connections_max: usize,
     /// The channel of deltas.
     pub channel: String,
+}
+
+/// Who may connect and which keys they may use; can change while the daemon runs.
+#[derive(Debug, Clone)]
+pub struct Access {
+    /// See [`peers`].
+    pub peers: AllowedPeers,
+    /// See [`keys`].
+    pub keys: AllowedKeys,
+}
+
+impl Access {
+    /// From the configuration's lists.
+    ///
+    /// # Errors
+    /// A user or a group that the system does not know.
+    pub fn find(
+        users: &[String],
+        groups: &[String],
+        patterns: &[String],
+    ) -> Result<Self, listener::ListenError> {
+        Ok(Self {
+            peers: AllowedPeers::find(users, groups)?,
+            keys: AllowedKeys::new(patterns),
+        })
+    }
 }

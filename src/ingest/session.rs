@@ -35,6 +35,9 @@ const REPLY_BYTES_MAX: usize = 1 << 20;
 /// Keys that begin so are this daemon's own.
 const RESERVED: &[u8] = b"tallyd:";
 
+/// As Redis words what an ACL refuses.
+const NO_KEY: &str = "NOPERM this user has no permissions to access one of the keys used as arguments (limits.allow_keys)";
+
 /// What the connection does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -154,11 +157,14 @@ impl Session {
     /// Does what `input` says and answers into `out`. Returns how much of the input is done with.
     pub fn burst(&mut self, core: &Core, input: &[u8], out: &mut Out) -> (usize, Next) {
         let mut at = 0;
+        let access = core.access.borrow();
+        let every_key = access.keys.is_all();
         loop {
             if self.is_plain() {
                 while let Some((key, amount, used)) = increment(&input[at..]) {
                     if key.len() > core.config.key_bytes_max
                         || input[at + key.start..at + key.end].starts_with(RESERVED)
+                        || !(every_key || access.keys.allow(&input[at + key.start..at + key.end]))
                     {
                         break; // The careful way has the words for it.
                     }
@@ -356,6 +362,7 @@ impl Session {
             .into_bytes());
         }
         if spec.keys.0 > 0 {
+            let access = core.access.borrow();
             let last = if spec.keys.1 < 0 { args.len() } else { 2 };
             for key in args.from(1).take(last - 1) {
                 if key.len() > core.config.key_bytes_max {
@@ -368,6 +375,9 @@ impl Session {
                 }
                 if key.starts_with(RESERVED) {
                     return Err(b"ERR keys that begin with 'tallyd:' are reserved".to_vec());
+                }
+                if !access.keys.allow(key) {
+                    return Err(NO_KEY.into());
                 }
             }
         }
@@ -668,6 +678,9 @@ impl Session {
             }
         } else {
             self.answer_pieces(out);
+        }
+        if errors > 0 {
+            core.notices.refused(&self.ops);
         }
         self.took |= taken > 0;
         core.stats.increments_total.add(taken);

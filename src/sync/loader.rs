@@ -8,8 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::flush::{Heard, ToCounters};
+use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::Store;
 
@@ -36,6 +38,7 @@ impl<S: Store> Loader<S> {
     /// Runs until nobody can want anything any more.
     pub async fn run(mut self) {
         let stop = self.stop.clone();
+        let mut failing = Repeats::default();
         while let Some(Some(mut keys)) = stop.run_until_cancelled(self.wanted.recv()).await {
             while keys.len() < KEYS_MAX
                 && let Ok(more) = self.wanted.try_recv()
@@ -47,8 +50,26 @@ impl<S: Store> Loader<S> {
                 let asked = self.heard.now();
                 let reading = self.store.read(&keys).await;
                 match &reading {
-                    Ok(_) => self.stats.loads_total.add(keys.len() as u64),
-                    Err(_) => self.stats.load_errors_total.add(1),
+                    Ok(_) => {
+                        self.stats.loads_total.add(keys.len() as u64);
+                        if let Some(told) = failing.over() {
+                            info!(
+                                failed = told.count,
+                                seconds = told.seconds(),
+                                "reading values again"
+                            );
+                        }
+                    }
+                    Err(error) => {
+                        self.stats.load_errors_total.add(1);
+                        if let Some(told) = failing.again() {
+                            warn!(
+                                failed = told.count,
+                                %error,
+                                "cannot read values: replies count from what is known here"
+                            );
+                        }
+                    }
                 }
                 if self
                     .counters

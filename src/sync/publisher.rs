@@ -10,10 +10,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 use super::message::{Message, VERSION};
 use crate::flush::{Announcement, Settled, ToCounters};
+use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::{Identity, Store};
 
@@ -44,7 +45,7 @@ impl<S: Store> Publisher<S> {
     pub async fn run(mut self) {
         let mut seq = 0;
         let mut clock = 0;
-        let mut failing = false;
+        let mut failing = Repeats::default();
         let mut due = Instant::now() + self.heartbeat;
         loop {
             let message = match timeout_at(due, self.announcements.recv()).await {
@@ -65,16 +66,23 @@ impl<S: Store> Publisher<S> {
                 match self.store.publish(&text).await {
                     Ok(()) => {
                         self.stats.published_total.add(1);
-                        failing = false;
+                        if let Some(told) = failing.over() {
+                            info!(
+                                failed = told.count,
+                                seconds = told.seconds(),
+                                "publishing again"
+                            );
+                        }
                     }
                     Err(error) => {
                         self.stats.publish_errors_total.add(1);
-                        if failing {
-                            debug!(%error, "cannot publish");
-                        } else {
-                            warn!(%error, "cannot publish; receivers will read what they missed");
+                        if let Some(told) = failing.again() {
+                            warn!(
+                                failed = told.count,
+                                %error,
+                                "cannot publish; receivers will read what they missed"
+                            );
                         }
-                        failing = true;
                     }
                 }
             }

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::message::{MessageError, Received};
 use crate::flush::ToCounters;
+use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::{Feed, Identity, Store, StoreError};
 
@@ -32,8 +33,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const PEER_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Nodes remembered at a time.
 const PEERS_MAX: usize = 10_000;
-/// Messages that are not understood are logged so often.
-const REMIND: Duration = Duration::from_secs(60);
 
 /// What the subscriber is built from.
 pub struct Subscriber<S> {
@@ -131,29 +130,34 @@ impl<S: Store> Subscriber<S> {
 
     async fn follow(self) {
         let mut pause = PAUSE_MIN;
-        let mut failing = false;
-        let mut log = Reminder::default();
+        let mut failing = Repeats::default();
+        let mut malformed = Repeats::default();
         loop {
             let error = match self.store.subscribe().await {
                 Ok(feed) => {
-                    if failing {
-                        info!("subscribed again");
+                    if let Some(told) = failing.over() {
+                        info!(
+                            tries = told.count,
+                            seconds = told.seconds(),
+                            "subscribed again"
+                        );
                     }
-                    failing = false;
                     pause = PAUSE_MIN;
                     self.stats.subscribed.set(1);
-                    let error = self.hear(feed, &mut log).await;
+                    let error = self.hear(feed, &mut malformed).await;
                     self.stats.subscribed.set(0);
                     error
                 }
                 Err(error) => Some(error),
             };
-            match error {
-                Some(error) if !failing => {
-                    warn!(%error, "not subscribed: other nodes' values are read when asked for");
-                    failing = true;
-                }
-                _ => {}
+            if let Some(error) = error
+                && let Some(told) = failing.again()
+            {
+                warn!(
+                    tries = told.count,
+                    %error,
+                    "not subscribed: other nodes' values are read when asked for"
+                );
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -161,7 +165,7 @@ impl<S: Store> Subscriber<S> {
     }
 
     /// Hears messages until the subscription breaks (`Some`) or has been silent for too long.
-    async fn hear(&self, mut feed: S::Feed, log: &mut Reminder) -> Option<StoreError> {
+    async fn hear(&self, mut feed: S::Feed, malformed: &mut Repeats) -> Option<StoreError> {
         let silence_max = self
             .heartbeat
             .map_or(SILENCE_MAX, |heartbeat| heartbeat * HEARTBEATS_MISSED);
@@ -180,7 +184,9 @@ impl<S: Store> Subscriber<S> {
             let fresh = since.elapsed() < silence_max;
             if let Err(error) = self.message(&text, &mut peers, fresh).await {
                 self.stats.malformed_total.add(1);
-                log.remind(&error);
+                if let Some(told) = malformed.again() {
+                    warn!(count = told.count, %error, "messages on the channel are not used");
+                }
             }
             self.stats.peers.set(peers.count() as u64);
         }
@@ -221,24 +227,6 @@ impl<S: Store> Subscriber<S> {
         }
         let _ = self.counters.send(ToCounters::Message(text.clone())).await;
         Ok(())
-    }
-}
-
-/// Logs a kind of trouble once, and then a count now and then.
-#[derive(Default)]
-struct Reminder {
-    last: Option<Instant>,
-    since: u64,
-}
-
-impl Reminder {
-    fn remind(&mut self, error: &MessageError) {
-        self.since += 1;
-        if self.last.is_none_or(|last| last.elapsed() >= REMIND) {
-            warn!(count = self.since, %error, "messages on the channel are not used");
-            self.last = Some(Instant::now());
-            self.since = 0;
-        }
     }
 }
 

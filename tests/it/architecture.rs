@@ -22,6 +22,8 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 const ROOMS: &[Room] = &[
     room("stats", &[]),
     room("health", &[]),
+    // When something is told; the words are those of the room where it happens.
+    room("repeats", &[]),
     // Nothing at all but in builds for tests.
     room("fail_point", &[]),
     room("wire", &[]),
@@ -35,17 +37,19 @@ const ROOMS: &[Room] = &[
         &[
             "stats",
             "health",
+            "repeats",
             "fail_point",
             "counters",
             "store",
             "journal",
         ],
     ),
-    room("sync", &["stats", "counters", "store", "flush"]),
+    room("sync", &["stats", "repeats", "counters", "store", "flush"]),
     room(
         "ingest",
         &[
             "stats",
+            "repeats",
             "fail_point",
             "wire",
             "counters",

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod access;
 mod architecture;
 mod chaos;
 mod clients;
@@ -22,6 +23,7 @@ mod journal;
 mod kill_points;
 mod limits;
 mod listen;
+mod logs;
 mod protocol;
 mod publish;
 mod readme;
@@ -35,3 +37,4 @@ mod store_redis;
 mod store_redis_faults;
 mod store_support;
 mod systemd;
+mod top;

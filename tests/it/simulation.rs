@@ -19,8 +19,8 @@ use bytes::Bytes;
 use tallyd::counters::{Answer, Kind, Op, Table, TableLimits};
 use tallyd::flush::stage::{Durable, Parts};
 use tallyd::flush::{Command, Flush, FlushConfig};
-use tallyd::ingest::IngestConfig;
 use tallyd::ingest::core::{Core, Parts as CoreParts};
+use tallyd::ingest::{Access, IngestConfig};
 use tallyd::journal::rejected::{self, RejectedFile};
 use tallyd::journal::{Directory, JournalError, Recovery, Writer};
 use tallyd::stats::Stats;
@@ -410,6 +410,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             connections_max: 1,
             channel: String::new(),
         },
+        access: Access::find(&[], &[], &[]).unwrap(),
         table,
         writer,
         stats: Arc::clone(&stats),

@@ -236,7 +236,7 @@ fn a_redis_that_comes_back_with_an_older_data_set_gets_what_it_lost() {
         }
         // Two epochs of seven keys, two keys a batch.
         assert_eq!(stat(&daemon, "replayed_total"), 8 * (round + 1));
-        let said = lines(&daemon, "the store has lost batches");
+        let said = lines(&daemon, "the store went back from batch");
         assert_eq!(said as i64, round + 1);
     }
 }
@@ -282,7 +282,7 @@ fn a_redis_that_lost_everything_gets_what_is_retained() {
         daemon.flush();
         assert_eq!(redis.counter("empty"), 11 * round);
         assert_eq!(
-            lines(&daemon, "the store has lost batches") as i64,
+            lines(&daemon, "the store went back from batch") as i64,
             round,
             "it is said"
         );

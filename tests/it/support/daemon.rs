@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub struct Settings {
     files_max: Option<u32>,
     config: Option<PathBuf>,
     held: Option<Arc<OwnedFd>>,
+    journal_stream: bool,
 }
 
 impl Settings {
@@ -36,7 +38,7 @@ impl Settings {
         self
     }
 
-    /// A configuration file.
+    /// A configuration file, below what else is set here.
     pub fn config(mut self, path: &Path) -> Self {
         self.config = Some(path.into());
         self
@@ -46,6 +48,12 @@ impl Settings {
     pub fn held(mut self, descriptor: OwnedFd, name: &str) -> Self {
         self.held = Some(Arc::new(descriptor));
         self.env("LISTEN_FDS", 1).env("LISTEN_FDNAMES", name)
+    }
+
+    /// Has it take its log for systemd's journal.
+    pub fn journal_stream(mut self) -> Self {
+        self.journal_stream = true;
+        self
     }
 
     /// How many files the system lets it open, at most.
@@ -138,6 +146,7 @@ impl Daemon {
             files_max: None,
             config: None,
             held: None,
+            journal_stream: false,
         }
     }
 
@@ -234,6 +243,10 @@ impl Daemon {
         command.arg("run");
         if let Some(path) = &self.settings.config {
             command.arg("--config").arg(path);
+        }
+        if self.settings.journal_stream {
+            let stat = log.metadata().expect("an open file");
+            command.env("JOURNAL_STREAM", format!("{}:{}", stat.dev(), stat.ino()));
         }
         let child = command
             .args(["--store", &self.settings.store])

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::super::RecordError;
 use super::*;
 
 /// What the recorder was asked and what it answered.
