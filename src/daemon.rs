@@ -8,42 +8,42 @@
 //! what it has sent; the epoch is sealed and flushed; what was flushed is published. What is not
 //! done by then is in the journal. The admin server tells of all this, and ends last.
 
+mod attend;
+mod ingest_thread;
+mod rooms;
+
 use std::io;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::rc::Rc;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
-use tokio::net::UnixListener as TokioListener;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::admin::feed::Feed;
 use crate::admin::{self, AdminError};
-use crate::config::{AdminListen, Cold, Config, Delivery, SyncPolicy};
+use crate::config::Config;
 use crate::counters::{Table, TableLimits};
-use crate::flush::stage::{Durable, Parts as FlushParts, RETAINED_SEGMENTS_MAX};
-use crate::flush::{Command, Flush, FlushConfig, FlushError, Heard, ToCounters};
+use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
+use crate::flush::{Flush, FlushError, Heard};
 use crate::health::{Health, Phase};
 use crate::hot::Hot;
-use crate::ingest::core::{Core, Parts as CoreParts};
-use crate::ingest::listener;
-use crate::ingest::{Access, IngestConfig};
+use crate::ingest::core::Parts as CoreParts;
 use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, JournalError, Recovery, Writer};
 use crate::socket::{self, ListenError};
 use crate::stats::Stats;
 use crate::store::embedded::EmbeddedStore;
-use crate::store::redis::{self, RedisConfig, RedisStore};
+use crate::store::redis::RedisStore;
 use crate::store::{Identity, Store, StoreError};
 use crate::sync::loader::Loader;
 use crate::sync::publisher::Publisher;
 use crate::sync::subscriber::Subscriber;
+use crate::systemd::Manager;
+use crate::systemd::watch::Watch;
+use attend::{Ended, Stages, Told, Watched, attend, finish};
+use ingest_thread::IngestThread;
 
 /// Messages to the counters that may wait; a settled batch is the largest of them.
 const TO_COUNTERS: usize = 64;
@@ -53,8 +53,6 @@ const ANNOUNCEMENTS: usize = 256;
 const WANTED: usize = 1024;
 /// Commands to the flush stage that may wait.
 const COMMANDS: usize = 1024;
-/// Values age, and gauges are set, so often.
-const TICK: Duration = Duration::from_secs(1);
 
 /// What the world tells the daemon.
 #[derive(Debug)]
@@ -65,6 +63,15 @@ pub enum Event {
     Flush,
     /// A configuration whose changeable part is to be taken over.
     Reload(Box<Config>),
+}
+
+/// What whoever started the process has handed over.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// A listening socket that outlives the process.
+    pub socket: Option<UnixListener>,
+    /// Who wants to know how the daemon is.
+    pub manager: Manager,
 }
 
 /// Why the daemon did not start, or ended unasked.
@@ -108,13 +115,15 @@ pub enum DaemonError {
 /// See [`DaemonError`].
 pub async fn run(
     config: Config,
+    surroundings: Surroundings,
     events: mpsc::Receiver<Event>,
     ready: impl FnOnce(&Arc<Stats>),
 ) -> Result<(), DaemonError> {
+    surroundings.manager.status("recovering");
     raise_descriptor_limit(config.listen.max_connections);
     let shared = Shared::default();
     // Before the journal is recovered, which may take a while: it says so.
-    let admin = start_admin(&config, &shared)?;
+    let admin = rooms::admin(&config, &shared)?;
     let bytes_max = config.limits.max_pending_bytes as usize;
     let (directory, recovery, writer) = Directory::open(
         &config.node.state_dir,
@@ -125,55 +134,32 @@ pub async fn run(
     if let Some(admin) = &admin {
         admin.node_is(identity.node.to_string());
     }
-    match config.store.url.connection_info() {
+    let daemon = Daemon {
+        config,
+        directory,
+        recovery,
+        writer,
+        shared,
+        admin,
+    };
+    match daemon.config.store.url.connection_info() {
         None => {
-            let store = EmbeddedStore::open(&config.node.state_dir.join("store.redb"), identity)?;
-            Daemon {
-                config,
-                directory,
-                recovery,
-                writer,
-                store,
-                shared,
-                admin,
-            }
-            .run(events, ready)
-            .await
+            let path = daemon.config.node.state_dir.join("store.redb");
+            let store = EmbeddedStore::open(&path, identity)?;
+            daemon.run(store, surroundings, events, ready).await
         }
         Some(info) => {
-            let store = RedisStore::new(
-                RedisConfig {
-                    info: info.clone(),
-                    delivery: match config.flush.delivery {
-                        Delivery::ExactlyOnce => redis::Delivery::ExactlyOnce,
-                        Delivery::AtLeastOnce => redis::Delivery::AtLeastOnce,
-                    },
-                    channel: config.publish.channel.clone(),
-                    timeouts: redis::Timeouts::default(),
-                },
-                identity,
-            );
-            Daemon {
-                config,
-                directory,
-                recovery,
-                writer,
-                store,
-                shared,
-                admin,
-            }
-            .run(events, ready)
-            .await
+            let store = RedisStore::new(rooms::redis(&daemon.config, info), identity);
+            daemon.run(store, surroundings, events, ready).await
         }
     }
 }
 
-struct Daemon<S> {
+struct Daemon {
     config: Config,
     directory: Directory,
     recovery: Recovery,
     writer: Writer,
-    store: S,
     shared: Shared,
     admin: Option<admin::Server>,
 }
@@ -186,9 +172,11 @@ struct Shared {
     hot: Arc<Hot>,
 }
 
-impl<S: Store> Daemon<S> {
-    async fn run(
+impl Daemon {
+    async fn run<S: Store>(
         self,
+        store: S,
+        surroundings: Surroundings,
         events: mpsc::Receiver<Event>,
         ready: impl FnOnce(&Arc<Stats>),
     ) -> Result<(), DaemonError> {
@@ -197,23 +185,31 @@ impl<S: Store> Daemon<S> {
             directory,
             recovery,
             writer,
-            store,
             shared: Shared { stats, health, hot },
             mut admin,
         } = self;
         stats.pending_bytes_max.set(config.limits.max_pending_bytes);
         stats.view_bytes_max.set(config.limits.max_view_bytes);
+        let Surroundings {
+            socket: held,
+            manager,
+        } = surroundings;
         let identity = directory.identity();
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
         // Before the socket, so that a wrong name leaves none behind.
-        let access = access(&config)?;
-        let listener = socket::bind(
-            "listen.socket",
-            &config.listen.socket,
-            config.listen.mode,
-            config.listen.group.as_deref(),
-        )?;
+        let access = rooms::access(&config)?;
+        let is_held = held.is_some();
+        let listener = match held {
+            Some(held) => held,
+            None => socket::bind(
+                "listen.socket",
+                &config.listen.socket,
+                config.listen.mode,
+                config.listen.group.as_deref(),
+            )?,
+        };
+        let address = address_of(&listener);
 
         let (to_counters, counters) = mpsc::channel(TO_COUNTERS);
         let (announce, announcements) = mpsc::channel(ANNOUNCEMENTS);
@@ -230,7 +226,7 @@ impl<S: Store> Daemon<S> {
         let ingest = IngestThread {
             access: access_changes,
             parts: CoreParts {
-                config: ingest_config(&config),
+                config: rooms::ingest(&config),
                 access,
                 table,
                 writer,
@@ -243,9 +239,10 @@ impl<S: Store> Daemon<S> {
             listener,
             messages: counters,
             stop: stop.clone(),
+            health: Arc::clone(&health),
         };
         let flush = Flush::new(
-            flush_config(&config),
+            rooms::flush(&config),
             FlushParts {
                 store: Arc::clone(&store),
                 directory,
@@ -259,6 +256,7 @@ impl<S: Store> Daemon<S> {
                 seal_wanted,
                 stats: Arc::clone(&stats),
                 hot: admin.is_some().then_some(hot),
+                health: Arc::clone(&health),
             },
         );
         let publisher = Publisher {
@@ -290,7 +288,7 @@ impl<S: Store> Daemon<S> {
         };
 
         let (drained, ended) = ingest.start()?;
-        let mut stages = JoinSet::new();
+        let mut stages = Stages::new();
         stages.spawn(async move { flush.run().await.map(|()| "flush stage") });
         stages.spawn(async move {
             publisher.run().await;
@@ -304,234 +302,56 @@ impl<S: Store> Daemon<S> {
             loader.run().await;
             Ok("loader")
         });
+        // From here on both must be heard of.
+        health.ingest_beat();
+        health.flush_beat();
         health.set_phase(Phase::Ready);
-        tell_ready(&config, identity);
+        let watch = Watch::start(&manager, Arc::clone(&stats), Arc::clone(&health))
+            .map_err(DaemonError::Runtime)?;
+        tell_ready(&config, identity, &address, is_held);
         ready(&stats);
+        manager.ready();
 
         let mut ended = Ended(ended);
-        attend(
-            &mut config,
-            events,
-            &flush_commands,
-            &access_changed,
-            &mut stages,
-            &mut ended,
-            &mut admin,
-        )
-        .await?;
+        let told = Told {
+            flush: &flush_commands,
+            access: &access_changed,
+            manager: &manager,
+        };
+        let watched = Watched {
+            stages: &mut stages,
+            ingest: &mut ended,
+            admin: &mut admin,
+        };
+        attend(&mut config, events, told, watched).await?;
         health.set_phase(Phase::Stopping);
+        manager.stopping();
         info!("stopping: no more connections, then a last flush");
         stop.cancel();
         // A client that does not read its answers must not keep the rest from being flushed.
         let drained = tokio::time::timeout(config.shutdown.timeout / 2, drained);
         let end = finish(drained, unwanted, flush_commands, &mut stages, ended);
-        if tokio::time::timeout(config.shutdown.timeout, end)
-            .await
-            .is_err()
-        {
+        let ended = tokio::time::timeout(config.shutdown.timeout, end).await;
+        drop(watch);
+        if ended.is_ok() {
+            manager.status("stopped");
+        } else {
+            manager.status("stopped; what is pending is in the journal");
             warn!(
                 seconds = config.shutdown.timeout.as_secs_f32(),
                 keys = stats.sealed_keys.get() + stats.epoch_keys.get(),
                 "shutdown.timeout has passed; what is pending stays in the journal"
             );
         }
-        // It may have been replaced by a successor's: the path is all that can be compared.
-        let _ = std::fs::remove_file(&config.listen.socket);
+        if !is_held {
+            // It may have been replaced by a successor's: the path is all that can be compared.
+            let _ = std::fs::remove_file(&config.listen.socket);
+        }
         if let Some(admin) = admin {
             admin.stop().await;
         }
         info!("stopped");
         Ok(())
-    }
-}
-
-/// The admin server, where one is asked for.
-fn start_admin(config: &Config, shared: &Shared) -> Result<Option<admin::Server>, AdminError> {
-    let address = match config.admin.listen.clone() {
-        None => return Ok(None),
-        Some(AdminListen::Tcp(address)) => admin::Address::Tcp(address),
-        Some(AdminListen::Unix(path)) => admin::Address::Unix {
-            path,
-            mode: config.listen.mode,
-            group: config.listen.group.clone(),
-        },
-    };
-    let context = admin::Context {
-        stats: Arc::clone(&shared.stats),
-        health: Arc::clone(&shared.health),
-        name: config.node.name.clone(),
-        node: OnceLock::new(),
-        store: config.store.url.to_string(),
-        record_bytes_max: crate::journal::format::record_bytes(config.limits.max_key_bytes) as u64,
-        hot: Arc::clone(&shared.hot),
-        feed: Feed::default(),
-        stop: CancellationToken::new(),
-    };
-    admin::Bound::bind(&address)?
-        .start(Arc::new(context))
-        .map(Some)
-}
-
-/// Resolves when the ingest thread is gone.
-struct Ended(oneshot::Receiver<()>);
-
-/// Until told to stop: passes on what the world says, and watches over the tasks.
-async fn attend(
-    config: &mut Config,
-    mut events: mpsc::Receiver<Event>,
-    flush: &mpsc::Sender<Command>,
-    access_changed: &watch::Sender<Access>,
-    stages: &mut JoinSet<Result<&'static str, FlushError>>,
-    ingest: &mut Ended,
-    admin: &mut Option<admin::Server>,
-) -> Result<(), DaemonError> {
-    let admin_ended = async {
-        match admin {
-            Some(admin) => admin.ended().await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::pin!(admin_ended);
-    loop {
-        tokio::select! {
-            event = events.recv() => match event {
-                None | Some(Event::Stop) => return Ok(()),
-                Some(Event::Flush) => {
-                    let (done, _) = oneshot::channel();
-                    // A full queue means that flushing is what it is at.
-                    let _ = flush.try_send(Command::Flush(done));
-                }
-                Some(Event::Reload(new)) => {
-                    let interval = new.flush.interval;
-                    config.reload_from(&new);
-                    let _ = flush.try_send(Command::SetInterval(interval));
-                    // Names are looked up anew, also if the configuration says the same.
-                    match access(config) {
-                        Ok(access) => drop(access_changed.send_replace(access)),
-                        Err(error) => error!("who may connect and which keys are allowed stay as they were: {error}"),
-                    }
-                }
-            },
-            ended = stages.join_next() => {
-                return Err(match ended {
-                    Some(Ok(Ok(name))) => DaemonError::Ended(name),
-                    Some(Ok(Err(error))) => error.into(),
-                    Some(Err(_)) | None => DaemonError::Ended("stages"),
-                });
-            }
-            _ = &mut ingest.0 => return Err(DaemonError::Ended("ingest thread")),
-            () = &mut admin_ended => return Err(DaemonError::Ended("admin server")),
-        }
-    }
-}
-
-async fn finish(
-    drained: impl Future,
-    unwanted: CancellationToken,
-    flush: mpsc::Sender<Command>,
-    stages: &mut JoinSet<Result<&'static str, FlushError>>,
-    ingest: Ended,
-) {
-    // Every client is answered before the last epoch is sealed.
-    drained.await;
-    unwanted.cancel();
-    let _ = flush.send(Command::Stop).await;
-    drop(flush);
-    while let Some(ended) = stages.join_next().await {
-        if let Ok(Err(error)) = ended {
-            error!(%error, "the last flush failed; what is pending is in the journal");
-        }
-    }
-    let _ = ingest.0.await;
-}
-
-/// What moves to the ingest thread.
-struct IngestThread {
-    access: watch::Receiver<Access>,
-    parts: CoreParts,
-    listener: UnixListener,
-    messages: mpsc::Receiver<ToCounters>,
-    stop: CancellationToken,
-}
-
-impl IngestThread {
-    /// Starts it. The first receiver hears when all clients are answered after a stop, the second
-    /// when the thread ends.
-    fn start(self) -> Result<(oneshot::Receiver<()>, oneshot::Receiver<()>), DaemonError> {
-        let (drained, on_drained) = oneshot::channel();
-        let (ended, on_ended) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(DaemonError::Runtime)?;
-        std::thread::Builder::new()
-            .name("tallyd-ingest".to_owned())
-            .spawn(move || {
-                LocalSet::new().block_on(&runtime, self.run(drained));
-                // Whether anyone still listens does not matter.
-                let _ = ended.send(());
-            })
-            .map_err(DaemonError::Runtime)?;
-        Ok((on_drained, on_ended))
-    }
-
-    async fn run(self, drained: oneshot::Sender<()>) {
-        let listener = match TokioListener::from_std(self.listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                error!(%error, "cannot listen");
-                return;
-            }
-        };
-        let core = Core::new(self.parts);
-        let serving = {
-            let core = Rc::clone(&core);
-            async move {
-                listener::serve(core, listener, self.stop, TaskTracker::new()).await;
-                let _ = drained.send(());
-            }
-        };
-        let ticks = {
-            let core = Rc::clone(&core);
-            async move {
-                let mut tick = tokio::time::interval(TICK);
-                loop {
-                    tick.tick().await;
-                    core.tick();
-                }
-            }
-        };
-        let reloads = {
-            let core = Rc::clone(&core);
-            let mut access = self.access;
-            async move {
-                while access.changed().await.is_ok() {
-                    *core.access.borrow_mut() = access.borrow_and_update().clone();
-                }
-                // Nothing is reloaded any more: the daemon is stopping.
-                std::future::pending::<()>().await;
-            }
-        };
-        let durable = {
-            let core = Rc::clone(&core);
-            async move {
-                let open = || core.state.borrow().writer.sync_handle();
-                core.durable.run(&core.stats, open).await;
-            }
-        };
-        // Ends when the stages are gone; until then batches may settle, also after the last client.
-        let listening = core.listen(self.messages);
-        tokio::pin!(serving, ticks, reloads, durable, listening);
-        let mut served = false;
-        loop {
-            tokio::select! {
-                () = &mut serving, if !served => served = true,
-                () = &mut listening => return,
-                () = &mut ticks => {}
-                () = &mut reloads => {}
-                () = &mut durable => return,
-            }
-        }
     }
 }
 
@@ -568,45 +388,30 @@ fn open_rejected(state_dir: &Path) -> Result<RejectedFile, DaemonError> {
     })
 }
 
-fn access(config: &Config) -> Result<Access, ListenError> {
-    Access::find(
-        &config.listen.allow_uids,
-        &config.listen.allow_gids,
-        &config.limits.allow_keys,
-    )
+/// Where a socket listens; empty when it has no name.
+fn address_of(listener: &UnixListener) -> PathBuf {
+    listener
+        .local_addr()
+        .ok()
+        .and_then(|address| Some(address.as_pathname()?.to_owned()))
+        .unwrap_or_default()
 }
 
-fn ingest_config(config: &Config) -> IngestConfig {
-    IngestConfig {
-        key_bytes_max: config.limits.max_key_bytes,
-        epoch_keys_max: config.flush.max_keys,
-        load: config.reply.cold == Cold::Load,
-        load_timeout: config.reply.load_timeout,
-        view_age_max: config.view.max_age,
-        sync_always: config.journal.sync == SyncPolicy::Always,
-        connections_max: config.listen.max_connections,
-        channel: config.publish.channel.clone(),
+fn tell_ready(config: &Config, identity: Identity, address: &Path, is_held: bool) {
+    if is_held {
+        info!(
+            "systemd holds the socket: its unit sets path, mode and group, in place of \
+             listen.socket, listen.mode and listen.group"
+        );
+        if address != config.listen.socket {
+            warn!(
+                "listen.socket is {}, where tallyd's own clients would look in vain",
+                config.listen.socket.display()
+            );
+        }
     }
-}
-
-fn flush_config(config: &Config) -> FlushConfig {
-    FlushConfig {
-        interval: config.flush.interval,
-        exactly_once: config.flush.delivery == Delivery::ExactlyOnce
-            || config.store.url.connection_info().is_none(),
-        retain: config.flush.retain,
-        durable: match config.journal.sync {
-            SyncPolicy::Never => Durable::Nothing,
-            SyncPolicy::Interval => Durable::Sealed,
-            SyncPolicy::Always => Durable::Records,
-        },
-        pending_bytes_max: config.limits.max_pending_bytes as usize,
-    }
-}
-
-fn tell_ready(config: &Config, identity: Identity) {
     info!(
-        socket = %config.listen.socket.display(),
+        socket = %address.display(),
         store = %config.store.url,
         node = %identity.node,
         "ready"

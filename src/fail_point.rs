@@ -1,7 +1,8 @@
-//! Named points at which a test may have the process die, as by `kill -9`.
+//! Named points at which a test may have the process die, as by `kill -9`, or a thread stick.
 //!
 //! Only with the feature `fail-points`, which no release has; otherwise a point is nothing at all.
-//! `TALLYD_FAIL_POINT=name@3` kills at the third passage of `name`.
+//! `TALLYD_FAIL_POINT=name@3` kills at the third passage of `name`; `TALLYD_STICK_POINT=name@3` has
+//! the thread that passes there never come back.
 
 /// Dies here if a test asked for it.
 #[cfg(not(feature = "fail-points"))]
@@ -12,27 +13,54 @@ pub fn fail_point(_name: &str) {}
 /// Dies here if a test asked for it.
 #[cfg(feature = "fail-points")]
 pub fn fail_point(name: &str) {
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use rustix::process::{Signal, getpid, kill_process};
 
-    static WANTED: OnceLock<Option<(String, u64)>> = OnceLock::new();
-    static PASSED: AtomicU64 = AtomicU64::new(0);
+    static DIE: Point = Point::new("TALLYD_FAIL_POINT");
+    static STICK: Point = Point::new("TALLYD_STICK_POINT");
 
-    let wanted = WANTED.get_or_init(|| {
-        let setting = std::env::var("TALLYD_FAIL_POINT").ok()?;
-        let (name, count) = setting.split_once('@')?;
-        Some((name.to_owned(), count.parse().ok()?))
-    });
-    if let Some((wanted, count)) = wanted
-        && wanted == name
-        && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *count
-    {
+    let die = DIE.is_here(name);
+    if die {
         // Not `abort`: nothing may run after this, no handler and no destructor.
         let _ = kill_process(getpid(), Signal::KILL);
+    }
+    if die || STICK.is_here(name) {
         loop {
             std::thread::park();
         }
+    }
+}
+
+/// A passage that a variable names.
+#[cfg(feature = "fail-points")]
+struct Point {
+    variable: &'static str,
+    wanted: std::sync::OnceLock<Option<(String, u64)>>,
+    passed: std::sync::atomic::AtomicU64,
+}
+
+#[cfg(feature = "fail-points")]
+impl Point {
+    const fn new(variable: &'static str) -> Self {
+        Self {
+            variable,
+            wanted: std::sync::OnceLock::new(),
+            passed: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    fn is_here(&self, name: &str) -> bool {
+        let wanted = self.wanted.get_or_init(|| {
+            let setting = std::env::var(self.variable).ok()?;
+            let (name, count) = setting.split_once('@')?;
+            Some((name.to_owned(), count.parse().ok()?))
+        });
+        wanted.as_ref().is_some_and(|(wanted, count)| {
+            wanted == name
+                && self
+                    .passed
+                    .fetch_add(1, std::sync::atomic::Ordering::SeqCst)
+                    + 1
+                    == *count
+        })
     }
 }

@@ -41,6 +41,7 @@
 //! - [`sync`]: the message that is published for each batch, and the loading of values.
 //! - [`ingest`]: the socket, the connections, and what each command does.
 //! - [`admin`]: the HTTP server for health, metrics and the live page.
+//! - [`systemd`]: the socket that it holds, and what it is told.
 //! - [`config`]: defaults, file, environment and flags, merged, checked, with the origin of each.
 //! - [`log`]: lines on stderr.
 //! - [`daemon`]: builds all of the above, owns every task, and ends them in order.
@@ -74,4 +75,5 @@ pub mod socket;
 pub mod stats;
 pub mod store;
 pub mod sync;
+pub mod systemd;
 pub mod wire;

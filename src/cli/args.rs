@@ -26,7 +26,7 @@ pub enum Command {
     /// Run the daemon
     Run(ConfigArgs),
     /// Print the effective configuration, secrets masked; exit with 78 if it is wrong
-    Check(ConfigArgs),
+    Check(CheckArgs),
     /// Count in a temporary directory and compare the totals; no Redis needed
     Demo(DemoArgs),
     /// Show what the running daemon does, live; q quits
@@ -64,6 +64,17 @@ pub struct ConfigArgs {
     /// error, warn, info, debug or trace (log.level)
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+}
+
+/// Flags of `tallyd check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// What is to be checked.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Print only what is wrong
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 impl From<ConfigArgs> for Flags {

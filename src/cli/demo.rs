@@ -26,7 +26,7 @@ use super::args::DemoArgs;
 use super::exit::ExitCode;
 use super::run;
 use crate::config::{Config, Environment, LogLevel, StoreUrl};
-use crate::daemon::{self, DaemonError, Event};
+use crate::daemon::{self, DaemonError, Event, Surroundings};
 use crate::log;
 use crate::stats::Stats;
 use crate::store::embedded::EmbeddedStore;
@@ -163,10 +163,15 @@ impl Daemon {
         let thread = std::thread::Builder::new()
             .name("tallyd-stages".to_owned())
             .spawn(move || {
-                runtime.block_on(daemon::run(config, received, |stats| {
-                    // Whoever started it waits for this.
-                    let _ = ready.send(Arc::clone(stats));
-                }))
+                runtime.block_on(daemon::run(
+                    config,
+                    Surroundings::default(),
+                    received,
+                    |stats| {
+                        // Whoever started it waits for this.
+                        let _ = ready.send(Arc::clone(stats));
+                    },
+                ))
             })
             .map_err(DemoError::io("start a thread"))?;
         match is_ready.recv() {

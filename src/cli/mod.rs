@@ -10,7 +10,7 @@ pub mod run;
 pub mod top;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 
 use clap::Parser;
 
@@ -38,12 +38,15 @@ where
         }
     };
     match arguments.command {
-        Command::Check(args) => check::check(
-            &Flags::from(args),
-            &Environment::of_process(),
-            &mut io::stdout().lock(),
-            &mut io::stderr(),
-        ),
+        Command::Check(args) => {
+            let out: &mut dyn Write = if args.quiet {
+                &mut io::sink()
+            } else {
+                &mut io::stdout().lock()
+            };
+            let flags = Flags::from(args.config);
+            check::check(&flags, &Environment::of_process(), out, &mut io::stderr())
+        }
         Command::Run(args) => run::run(Flags::from(args)),
         Command::Demo(args) => demo::demo(&args),
         Command::Top(args) => top::top(&args, &mut io::stdout(), &mut io::stderr()),

@@ -12,10 +12,11 @@ use super::check;
 use super::exit::ExitCode;
 use crate::admin::AdminError;
 use crate::config::{self, Config, Environment, Flags};
-use crate::daemon::{self, DaemonError, Event};
+use crate::daemon::{self, DaemonError, Event, Surroundings};
 use crate::journal::JournalError;
 use crate::log::{self, LogHandle};
 use crate::socket::ListenError;
+use crate::systemd::{self, Manager};
 
 /// Runs the daemon until a signal ends it.
 pub fn run(flags: Flags) -> ExitCode {
@@ -30,8 +31,21 @@ pub fn run(flags: Flags) -> ExitCode {
             return ExitCode::Internal;
         }
     };
+    let socket = match systemd::socket::inherited() {
+        Ok(socket) => socket,
+        Err(error) => {
+            let cause = std::error::Error::source(&error);
+            error!(
+                "{error}{}",
+                cause.map(|c| format!(": {c}")).unwrap_or_default()
+            );
+            return ExitCode::Configuration;
+        }
+    };
+    let manager = Manager::of_process();
     let (events, received) = mpsc::channel(16);
-    if let Err(error) = watch_signals(events, flags, loaded.config.clone(), log) {
+    let running = loaded.config.clone();
+    if let Err(error) = watch_signals(events, flags, running, log, manager.clone()) {
         error!(%error, "cannot watch signals");
         return ExitCode::Internal;
     }
@@ -45,7 +59,12 @@ pub fn run(flags: Flags) -> ExitCode {
             return ExitCode::Internal;
         }
     };
-    let ended = runtime.block_on(daemon::run(loaded.config, received, |_| {}));
+    let ended = runtime.block_on(daemon::run(
+        loaded.config,
+        Surroundings { socket, manager },
+        received,
+        |_| {},
+    ));
     // A sync that hangs on a dead disk must not keep the process.
     runtime.shutdown_background();
     match ended {
@@ -94,6 +113,7 @@ fn watch_signals(
     flags: Flags,
     mut running: Config,
     log: LogHandle,
+    manager: Manager,
 ) -> std::io::Result<()> {
     let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
@@ -105,10 +125,14 @@ fn watch_signals(
         .spawn(move || {
             for signal in signals.forever() {
                 let event = match signal {
-                    SIGHUP => match reload(&flags, &mut running, &log) {
-                        Some(config) => Event::Reload(Box::new(config)),
-                        None => continue,
-                    },
+                    SIGHUP => {
+                        manager.reloading();
+                        let Some(config) = reload(&flags, &mut running, &log) else {
+                            manager.reloaded();
+                            continue;
+                        };
+                        Event::Reload(Box::new(config))
+                    }
                     SIGUSR1 => Event::Flush,
                     _ => {
                         stopping.store(true, Ordering::SeqCst);

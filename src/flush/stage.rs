@@ -30,6 +30,7 @@ use tracing::{error, info, warn};
 use super::link::{Announcement, Closed, Settled, ToCounters};
 use super::resolve::{Known, Verdict, resolve};
 use crate::fail_point::fail_point;
+use crate::health::Health;
 use crate::hot::Hot;
 use crate::journal::rejected::{Rejected, RejectedFile};
 use crate::journal::{Directory, JournalError, Names, Sealed, Writer};
@@ -46,6 +47,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 pub const RETAINED_SEGMENTS_MAX: usize = 1000;
 /// Keys of one read.
 const READ_KEYS_MAX: usize = 1000;
+/// How often an idle stage shows that it is alive.
+const BEAT: Duration = Duration::from_secs(1);
+/// The longest that one request to the store may take without the stage being stuck. The store has
+/// time-outs of its own, but a server that sends a byte now and then keeps to all of them for long.
+const STORE_PATIENCE: Duration = Duration::from_secs(300);
+/// The disk has no time-out, and no restart mends it; see [`Health`].
+const DISK_PATIENCE: Duration = Duration::MAX;
 
 /// What the stage is told.
 #[derive(Debug)]
@@ -121,6 +129,8 @@ pub struct Parts<S> {
     pub stats: Arc<Stats>,
     /// Where somebody may look at it: which keys change.
     pub hot: Option<Arc<Hot>>,
+    /// Where the stage shows that it comes round.
+    pub health: Arc<Health>,
 }
 
 /// See the module's documentation.
@@ -139,6 +149,7 @@ pub struct Flush<S: Store> {
     seal_wanted: Arc<Notify>,
     stats: Arc<Stats>,
     hot: Option<Arc<Hot>>,
+    health: Arc<Health>,
 
     /// By a segment's first batch, the Unix time in ms since which it may hold a delta: that of the
     /// attempt to seal before its own.
@@ -203,6 +214,12 @@ enum Pause {
 }
 
 impl<S: Store> Flush<S> {
+    const STORE_PATIENCE: Duration = if S::IS_LOCAL {
+        DISK_PATIENCE
+    } else {
+        STORE_PATIENCE
+    };
+
     /// Builds the stage; nothing runs yet.
     pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
         let identity = parts.directory.identity();
@@ -223,6 +240,7 @@ impl<S: Store> Flush<S> {
             seal_wanted: parts.seal_wanted,
             stats: parts.stats,
             hot: parts.hot,
+            health: parts.health,
             // A former process may have sent the next batch without living to see the reply.
             uncertain: parts
                 .segments
@@ -261,19 +279,22 @@ impl<S: Store> Flush<S> {
     /// # Cancel safety
     /// May be dropped at any time; nothing acknowledged is lost or counted twice.
     pub async fn run(mut self) -> Result<(), FlushError> {
-        self.adopt_rejected();
+        let ended = self.work().await;
+        // Nothing more is to be heard from here.
+        self.health.flush_may_take(Duration::MAX);
+        ended
+    }
+
+    async fn work(&mut self) -> Result<(), FlushError> {
+        on_disk(&Arc::clone(&self.health), || self.adopt_rejected());
         let mut tick = ticks(self.config.interval);
         self.gauge();
         loop {
+            self.health.flush_beat();
             // What a former process left comes first; later rounds find the queue empty here.
             self.drain().await?;
             if self.arrivals.is_empty() && !self.stopping {
-                tokio::select! {
-                    biased;
-                    command = self.commands.recv() => self.take(command),
-                    () = self.seal_wanted.notified() => {}
-                    _ = tick.tick() => {}
-                }
+                self.idle(&mut tick).await;
             }
             while let Ok(command) = self.commands.try_recv() {
                 self.take(Some(command));
@@ -300,6 +321,19 @@ impl<S: Store> Flush<S> {
             if stopping {
                 self.synced().await;
                 return Ok(());
+            }
+        }
+    }
+
+    /// Until there is something to do.
+    async fn idle(&mut self, tick: &mut Interval) {
+        loop {
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => return self.take(command),
+                () = self.seal_wanted.notified() => return,
+                _ = tick.tick() => return,
+                () = tokio::time::sleep(BEAT) => self.health.flush_beat(),
             }
         }
     }
@@ -368,16 +402,17 @@ impl<S: Store> Flush<S> {
         fail_point("seal.closed");
         let hot = self.hot.clone();
         // File I/O waits where it holds up no other stage.
-        let sealed = tokio::task::spawn_blocking(move || {
+        let sealing = tokio::task::spawn_blocking(move || {
             let sealed = writer.seal()?;
             if let Some(hot) = hot {
                 let epoch = sealed.deltas().map(|delta| (delta.key, delta.amount));
                 hot.add_epoch(Instant::now(), epoch);
             }
             Ok(sealed)
-        })
-        .await
-        .map_err(|_| FlushError::Counters)?;
+        });
+        let sealed = within(&self.health, DISK_PATIENCE, sealing)
+            .await
+            .map_err(|_| FlushError::Counters)?;
         let sealed = Arc::new(sealed.map_err(FlushError::Seal)?);
         if self.config.durable != Durable::Nothing {
             let (segment, names) = (Arc::clone(&sealed), self.names.clone());
@@ -409,7 +444,7 @@ impl<S: Store> Flush<S> {
         let Some(syncing) = self.syncing.take() else {
             return;
         };
-        if let Ok(synced) = syncing.await {
+        if let Ok(synced) = within(&self.health, DISK_PATIENCE, syncing).await {
             self.tell_synced(synced);
         }
     }
@@ -432,7 +467,7 @@ impl<S: Store> Flush<S> {
             }
             Ok::<_, JournalError>(writer)
         });
-        match made.await {
+        match within(&self.health, DISK_PATIENCE, made).await {
             Ok(Ok(writer)) => Some(writer),
             Ok(Err(error)) => {
                 self.complain(&Pause::Own(error.to_string()));
@@ -451,6 +486,7 @@ impl<S: Store> Flush<S> {
     /// Sends everything sealed, however long it takes.
     async fn drain(&mut self) -> Result<(), FlushError> {
         while !self.queue.is_empty() {
+            self.health.flush_beat();
             let pause = match self.step().await? {
                 ControlFlow::Continue(()) => continue,
                 ControlFlow::Break(pause) => pause,
@@ -498,12 +534,12 @@ impl<S: Store> Flush<S> {
                     .directory
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                if let Err(error) = directory.note_claim() {
+                if let Err(error) = on_disk(&self.health, || directory.note_claim()) {
                     return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
                 }
                 self.ever_claimed = true;
             }
-            match lane.claim(batch - 1).await {
+            match within(&self.health, Self::STORE_PATIENCE, lane.claim(batch - 1)).await {
                 Claim::Claimed => {
                     fail_point("claim.done");
                     self.token = Some(batch - 1);
@@ -519,13 +555,16 @@ impl<S: Store> Flush<S> {
             .filter(|index| done.is_none_or(|d| !d.contains_key(index)))
             .collect();
         fail_point("batch.ready");
-        let begin = Instant::now();
-        let outcome = if sent.len() == deltas.len() {
-            lane.apply(batch, &deltas).await
+        let some: Vec<Delta<'_>>;
+        let wanted = if sent.len() == deltas.len() {
+            &deltas
         } else {
-            let some: Vec<Delta<'_>> = sent.iter().map(|&index| deltas[index]).collect();
-            lane.apply(batch, &some).await
+            some = sent.iter().map(|&index| deltas[index]).collect();
+            &some
         };
+        let begin = Instant::now();
+        let applying = lane.apply(batch, wanted);
+        let outcome = within(&self.health, Self::STORE_PATIENCE, applying).await;
         Stats::took(
             &self.stats.histograms.transaction,
             &self.stats.transaction_us_total,
@@ -579,7 +618,9 @@ impl<S: Store> Flush<S> {
 
     /// A new lane, and what its token tells.
     async fn connect(&mut self) -> Result<Result<(), Pause>, FlushError> {
-        let (lane, standing) = match self.store.connect().await {
+        let connecting = self.store.connect();
+        let connected = within(&self.health, Self::STORE_PATIENCE, connecting).await;
+        let (lane, standing) = match connected {
             Ok(connected) => connected,
             Err(error) => return Ok(Err(Pause::Trouble(error))),
         };
@@ -712,7 +753,7 @@ impl<S: Store> Flush<S> {
         let mut values = Vec::with_capacity(keys.len());
         let mut clock = u64::MAX;
         for keys in keys.chunks(READ_KEYS_MAX) {
-            match self.store.read(keys).await {
+            match within(&self.health, Self::STORE_PATIENCE, self.store.read(keys)).await {
                 Ok(reading) => {
                     values.extend(reading.values);
                     clock = clock.min(reading.clock);
@@ -845,7 +886,7 @@ impl<S: Store> Flush<S> {
             })
             .collect();
         while !lines.is_empty() {
-            match self.rejected.append(&lines) {
+            match on_disk(&self.health, || self.rejected.append(&lines)) {
                 Ok(()) => break,
                 Err(error) => {
                     let path = self.rejected.path().display();
@@ -971,7 +1012,8 @@ impl<S: Store> Flush<S> {
             return Ok(());
         };
         // Signing the token anew runs only if it is what it was.
-        let pause = match lane.claim(self.applied).await {
+        let claiming = lane.claim(self.applied);
+        let pause = match within(&self.health, Self::STORE_PATIENCE, claiming).await {
             Claim::Claimed => {
                 self.token = Some(self.applied);
                 self.claimed = true;
@@ -1020,7 +1062,7 @@ impl<S: Store> Flush<S> {
         for batch in segment.first_batch()..=segment.last_batch() {
             self.done.remove(&batch);
         }
-        if let Err(error) = segment.remove()
+        if let Err(error) = on_disk(&self.health, || segment.remove())
             && let Some(told) = self.lines.files.again()
         {
             warn!(count = told.count, %error, "cannot remove {}", segment.path().display());
@@ -1038,7 +1080,9 @@ impl<S: Store> Flush<S> {
         self.counters
             .send(message)
             .await
-            .map_err(|_| FlushError::Counters)
+            .map_err(|_| FlushError::Counters)?;
+        self.health.flush_beat();
+        Ok(())
     }
 
     /// Counts anew what waits, record by record: at the start, and after the store went back.
@@ -1165,6 +1209,22 @@ fn kind_of<'a>(pause: &Pause, stats: &'a Stats) -> &'a Number {
         Pause::Trouble(StoreError::Embedded { .. }) => &stats.retries_embedded_total,
         Pause::None | Pause::Own(_) => &stats.retries_local_total,
     }
+}
+
+/// Waits for something that may take so long.
+async fn within<T>(health: &Health, limit: Duration, work: impl Future<Output = T>) -> T {
+    health.flush_may_take(limit);
+    let done = work.await;
+    health.flush_beat();
+    done
+}
+
+/// File work that is too small to be handed to another thread.
+fn on_disk<T>(health: &Health, work: impl FnOnce() -> T) -> T {
+    health.flush_may_take(DISK_PATIENCE);
+    let done = work();
+    health.flush_beat();
+    done
 }
 
 /// Whether a delta of a batch that was applied without a reply is in the value now there.

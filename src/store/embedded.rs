@@ -239,6 +239,8 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Store for EmbeddedStore {
+    const IS_LOCAL: bool = true;
+
     type Lane = EmbeddedLane;
     type Feed = Silence;
 

@@ -251,6 +251,9 @@ pub const READ_KEYS_MAX: usize = 1_000;
 
 /// A store of counters.
 pub trait Store: Send + Sync + 'static {
+    /// Whether it answers from this host's disk, which has no time-out.
+    const IS_LOCAL: bool = false;
+
     /// Its exclusive connection for batches.
     type Lane: Lane;
     /// Its subscription to the channel of deltas.

@@ -41,6 +41,7 @@ const ROOMS: &[Room] = &[
         &[
             "stats",
             "hot",
+            "health",
             "repeats",
             "fail_point",
             "counters",
@@ -64,6 +65,8 @@ const ROOMS: &[Room] = &[
         ],
     ),
     room("admin", &["stats", "health", "hot", "socket"]),
+    // What the service manager hands over and is told.
+    room("systemd", &["stats", "health"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
     room("config", &[]),
     room("log", &["config"]),
@@ -72,15 +75,15 @@ const ROOMS: &[Room] = &[
         "daemon",
         &[
             "stats", "health", "hot", "counters", "store", "journal", "flush", "sync", "ingest",
-            "socket", "admin", "config", "log",
+            "socket", "admin", "systemd", "config", "log",
         ],
     ),
     // `journal show` and its kin read segments, `demo` and `top` are clients.
     room(
         "cli",
         &[
-            "stats", "wire", "counters", "store", "journal", "ingest", "socket", "admin", "config",
-            "log", "daemon",
+            "stats", "wire", "counters", "store", "journal", "ingest", "socket", "admin",
+            "systemd", "config", "log", "daemon",
         ],
     ),
 ];

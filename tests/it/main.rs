@@ -40,4 +40,5 @@ mod store_faults;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;
+mod systemd;
 mod top;

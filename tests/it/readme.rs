@@ -27,7 +27,7 @@ const START: &str = "target/release/tallyd run --store redis://127.0.0.1:6379 \
                      --socket /tmp/tallyd.sock --state-dir /tmp/tallyd";
 
 /// Every line of the README's `sh` blocks, in its order.
-const COMMANDS_RUN: [(&str, By); 8] = [
+const COMMANDS_RUN: [(&str, By); 12] = [
     (
         "cargo run --release -- demo",
         By::Script("tests/run", "cargo run --locked --release --quiet -- demo"),
@@ -41,6 +41,25 @@ const COMMANDS_RUN: [(&str, By); 8] = [
     ("redis-cli -s /tmp/tallyd.sock INCR likes:42", By::Here),
     ("redis-cli -s /tmp/tallyd.sock TALLY.FLUSH", By::Here),
     ("redis-cli -p 6379 GET likes:42", By::Here),
+    ("tests/package", By::Script("tests/run", "tests/package")),
+    (
+        "sudo dpkg --install target/debian/tallyd_*.deb",
+        By::Script("tests/machine/probe", "dpkg --install /out/1.deb"),
+    ),
+    (
+        "sudo usermod --append --groups tallyd application",
+        By::Script(
+            "tests/machine/probe",
+            "usermod --append --groups tallyd application",
+        ),
+    ),
+    (
+        "redis-cli -s /run/tallyd/tallyd.sock INCR likes:42",
+        By::Script(
+            "tests/machine/probe",
+            "redis-cli -s \"$socket\" INCR likes:42",
+        ),
+    ),
     ("benches/compare", By::Here),
 ];
 
@@ -170,7 +189,7 @@ fn the_example_and_the_first_steps_do_what_the_readme_says() {
 
     let answers = COMMANDS_RUN
         .iter()
-        .filter(|(line, _)| line.starts_with("redis-cli"))
+        .filter(|(line, by)| line.starts_with("redis-cli") && matches!(by, By::Here))
         .map(|(line, _)| {
             let (status, output) = finish(&mut shell(line), b"");
             assert!(status.success(), "{line}: {output}");

@@ -440,6 +440,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             seal_wanted,
             stats,
             hot: None,
+            health: Arc::default(),
         },
     );
     let driver = async {

@@ -1,9 +1,11 @@
 //! The daemon as a process, with a state directory and a socket of its own.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -25,14 +27,27 @@ pub struct Settings {
     env: Vec<(String, String)>,
     files_max: Option<u32>,
     config: Option<PathBuf>,
+    held: Option<Arc<OwnedFd>>,
     journal_stream: bool,
 }
 
 impl Settings {
+    /// A variable of its environment, as it is.
+    pub fn env(mut self, name: &str, value: impl std::fmt::Display) -> Self {
+        self.env.push((name.into(), value.to_string()));
+        self
+    }
+
     /// A configuration file, below what else is set here.
     pub fn config(mut self, path: &Path) -> Self {
         self.config = Some(path.into());
         self
+    }
+
+    /// A descriptor that it is passed as systemd passes sockets, by this name.
+    pub fn held(mut self, descriptor: OwnedFd, name: &str) -> Self {
+        self.held = Some(Arc::new(descriptor));
+        self.env("LISTEN_FDS", 1).env("LISTEN_FDNAMES", name)
     }
 
     /// Has it take its log for systemd's journal.
@@ -130,6 +145,7 @@ impl Daemon {
             env: Vec::new(),
             files_max: None,
             config: None,
+            held: None,
             journal_stream: false,
         }
     }
@@ -205,13 +221,18 @@ impl Daemon {
             .open(self.log_path())
             .expect("a file in our directory");
         let binary = env!("CARGO_BIN_EXE_tallyd");
-        let mut command = match self.settings.files_max {
-            None => Command::new(binary),
-            Some(files) => {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]);
-                shell.arg(binary);
-                shell
+        let shell = |script: &str| {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", script, binary]);
+            shell
+        };
+        let mut stdin = Stdio::null();
+        let mut command = match (self.settings.files_max, &self.settings.held) {
+            (None, None) => Command::new(binary),
+            (Some(files), _) => shell(&format!("ulimit -n {files}; exec \"$0\" \"$@\"")),
+            (None, Some(held)) => {
+                stdin = held.try_clone().expect("a descriptor").into();
+                shell("export LISTEN_PID=$$; exec \"$0\" \"$@\" 3<&0 </dev/null")
             }
         };
         for (name, _) in std::env::vars_os() {
@@ -235,7 +256,7 @@ impl Daemon {
             .arg(&self.state_dir)
             .args(["--flush-interval", &self.settings.flush_interval])
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(log.try_clone().expect("a descriptor"))
             .stderr(log)
             .spawn()
