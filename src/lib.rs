@@ -26,6 +26,7 @@
 //!
 //! # The rooms, in reading order
 //!
+//! - [`time`]: the wall clock.
 //! - [`stats`]: the numbers of this process, one source for `INFO`, `TALLY.STATS` and metrics.
 //! - [`health`]: whether the process is alive and ready.
 //! - [`hot`]: which keys change the most, counted from sealed epochs; pure.
@@ -76,4 +77,5 @@ pub mod stats;
 pub mod store;
 pub mod sync;
 pub mod systemd;
+pub mod time;
 pub mod wire;

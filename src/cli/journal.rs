@@ -5,7 +5,6 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::check::{one_line, written};
 use super::exit::ExitCode;
@@ -16,6 +15,7 @@ use crate::journal::format::RECORDS_AT;
 use crate::journal::plan::{Circumstances, Fate, Found, Plan, plan};
 use crate::journal::power::Boot;
 use crate::journal::rejected;
+use crate::time::unix_ms;
 
 /// Batch size to go by where a header that tells it is lost.
 const BATCH_KEYS: u32 = 1000;
@@ -328,12 +328,6 @@ fn refusal(examined: &Result<Examined, ExamineError>) -> String {
         Ok(examined) => format!("it belongs to node {}", examined.header.node),
         Err(error) => error.to_string(),
     }
-}
-
-pub(super) fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }
 
 /// A Unix time in milliseconds as `2025-11-22T18:10:00.123Z`.

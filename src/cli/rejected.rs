@@ -12,11 +12,12 @@ use std::time::Duration;
 use super::args::ReplayArgs;
 use super::check::{self, one_line, written};
 use super::exit::ExitCode;
-use super::journal::{rfc3339, unix_ms};
+use super::journal::rfc3339;
 use crate::config::{Config, Environment, Flags};
 use crate::journal::rejected::{
     Outstanding, REJECTED_FILE, REPLAYED_FILE, Rejected, ReplayedFile, outstanding,
 };
+use crate::time::unix_ms;
 
 /// An answer that takes longer does not come.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

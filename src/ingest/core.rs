@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
@@ -24,6 +24,7 @@ use crate::flush::{Closed, Command, Heard, Settled, ToCounters};
 use crate::journal::{Sealed, Writer};
 use crate::stats::Stats;
 use crate::store::{KeyError, Reading};
+use crate::time::unix_ms;
 
 /// Bytes read from a socket at a time; fits the second-level cache with the replies.
 const READ_BYTES: usize = 64 * 1024;
@@ -539,10 +540,4 @@ fn bad_value(error: &KeyError) -> Option<BadValue> {
         KeyError::NotInteger => Some(BadValue::NotInteger),
         _ => None,
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }

@@ -17,7 +17,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -29,6 +28,7 @@ use super::power::Boot;
 use super::segment::{Sealed, SealedParts, Writer, map_read};
 use crate::fail_point::fail_point;
 use crate::store::{Identity, NodeId, RunId};
+use crate::time::unix_ms;
 
 /// So many runs are remembered: a store that was rolled back may carry the token of an older one.
 const RUNS_MAX: usize = 64;
@@ -594,12 +594,6 @@ fn random() -> u128 {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the system has a source of randomness");
     u128::from_le_bytes(bytes)
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }
 
 fn sync_dir(path: &Path) -> io::Result<()> {

@@ -236,7 +236,7 @@ pub enum StoreError {
         message: String,
     },
     /// The embedded database failed.
-    #[error("embedded store {path}")]
+    #[error("embedded store {path}: {source}")]
     Embedded {
         /// The database's file.
         path: String,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use crate::flush::{Announcement, Settled, ToCounters};
 use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::{Identity, Store};
+use crate::time::unix_ms;
 
 /// What the publisher is built from.
 pub struct Publisher<S> {
@@ -107,9 +108,7 @@ impl<S: Store> Publisher<S> {
             run: self.identity.run.to_string(),
             seq,
             clock,
-            at: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_millis() as u64),
+            at: unix_ms(),
             deltas: Vec::new(),
             deltas_b64: Vec::new(),
         };

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ use crate::flush::ToCounters;
 use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::{Feed, Identity, Store, StoreError};
+use crate::time::unix_ms;
 
 /// First pause after a failed subscription; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -228,12 +229,6 @@ impl<S: Store> Subscriber<S> {
         let _ = self.counters.send(ToCounters::Message(text.clone())).await;
         Ok(())
     }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
 /// be tested and measured alone; the journal and the stores do not know of each other's work; the
 /// edges never read the configuration, only what was made of it for them.
 const ROOMS: &[Room] = &[
+    room("time", &[]),
     room("stats", &[]),
     room("health", &[]),
     // Fed by the flush stage, shown by the admin server.
@@ -35,10 +36,11 @@ const ROOMS: &[Room] = &[
     // What a batch is, who writes it, and how a store answers: the words of all that come after.
     room("store", &[]),
     // Records on behalf of the table; carries the ids that the store knows a node by.
-    room("journal", &["fail_point", "counters", "store"]),
+    room("journal", &["time", "fail_point", "counters", "store"]),
     room(
         "flush",
         &[
+            "time",
             "stats",
             "hot",
             "health",
@@ -49,10 +51,14 @@ const ROOMS: &[Room] = &[
             "journal",
         ],
     ),
-    room("sync", &["stats", "repeats", "counters", "store", "flush"]),
+    room(
+        "sync",
+        &["time", "stats", "repeats", "counters", "store", "flush"],
+    ),
     room(
         "ingest",
         &[
+            "time",
             "stats",
             "repeats",
             "fail_point",
@@ -82,7 +88,7 @@ const ROOMS: &[Room] = &[
     room(
         "cli",
         &[
-            "stats", "wire", "counters", "store", "journal", "ingest", "socket", "admin",
+            "time", "stats", "wire", "counters", "store", "journal", "ingest", "socket", "admin",
             "systemd", "config", "log", "daemon",
         ],
     ),

@@ -6,7 +6,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
+
+use crate::time::unix_ms;
 
 /// A daemon that has not answered for so long is taken for away.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -35,9 +37,7 @@ impl Sample {
             .collect();
         Self {
             at: Instant::now(),
-            unix_ms: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |since| since.as_millis() as u64),
+            unix_ms: unix_ms(),
             fields,
         }
     }

@@ -1,0 +1,301 @@
+//! What is sealed goes to the store, batch by batch; what the store refuses is set aside.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use tracing::{error, info, warn};
+
+use super::super::link::{Announcement, Settled, ToCounters};
+use super::{Flush, FlushError, PAUSE_MAX, Pause, on_disk, within};
+use crate::fail_point::fail_point;
+use crate::journal::Sealed;
+use crate::journal::rejected::Rejected;
+use crate::stats::Stats;
+use crate::store::{Claim, Delta, KeyError, Lane, Outcome, Refusal, Store};
+use crate::time::unix_ms;
+
+impl<S: Store> Flush<S> {
+    /// Sends everything sealed, however long it takes.
+    pub(super) async fn drain(&mut self) -> Result<(), FlushError> {
+        while !self.queue.is_empty() {
+            self.health.flush_beat();
+            let pause = match self.step().await? {
+                ControlFlow::Continue(()) => continue,
+                ControlFlow::Break(pause) => pause,
+            };
+            let wait = self.complain(&pause);
+            if wait.is_zero() {
+                continue;
+            }
+            let sleep = tokio::time::sleep(wait);
+            tokio::pin!(sleep);
+            loop {
+                tokio::select! {
+                    biased;
+                    command = self.commands.recv(), if !self.stopping => self.take(command),
+                    () = &mut sleep => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One batch further, or why not.
+    pub(super) async fn step(&mut self) -> Result<ControlFlow<Pause>, FlushError> {
+        if self.lane.is_none()
+            && let Err(pause) = self.connect().await?
+        {
+            return Ok(ControlFlow::Break(pause));
+        }
+        let Some(segment) = self.queue.front().cloned() else {
+            return Ok(ControlFlow::Continue(())); // Reading back has finished the last one.
+        };
+        // Numbers below the segment's first belong to one that was set aside as damaged.
+        self.applied = self.applied.max(segment.first_batch() - 1);
+        let batch = self.applied + 1;
+        if batch > segment.last_batch() {
+            self.finish().await?;
+            return Ok(ControlFlow::Continue(()));
+        }
+        let Some(lane) = self.lane.as_mut() else {
+            return Ok(ControlFlow::Break(Pause::None));
+        };
+        if self.config.exactly_once && self.token != Some(batch - 1) {
+            if !self.ever_claimed {
+                let mut directory = self
+                    .directory
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = on_disk(&self.health, || directory.note_claim()) {
+                    return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
+                }
+                self.ever_claimed = true;
+            }
+            match within(&self.health, Self::STORE_PATIENCE, lane.claim(batch - 1)).await {
+                Claim::Claimed => {
+                    fail_point("claim.done");
+                    self.token = Some(batch - 1);
+                    self.claimed = true;
+                }
+                Claim::TokenMoved => return Ok(self.drop_lane(Pause::None)),
+                Claim::Failed(error) => return Ok(self.drop_lane(Pause::Trouble(error))),
+            }
+        }
+        let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
+        let done = self.done.get(&batch);
+        let sent: Vec<usize> = (0..deltas.len())
+            .filter(|index| done.is_none_or(|d| !d.contains_key(index)))
+            .collect();
+        fail_point("batch.ready");
+        let some: Vec<Delta<'_>>;
+        let wanted = if sent.len() == deltas.len() {
+            &deltas
+        } else {
+            some = sent.iter().map(|&index| deltas[index]).collect();
+            &some
+        };
+        let begin = Instant::now();
+        let applying = lane.apply(batch, wanted);
+        let outcome = within(&self.health, Self::STORE_PATIENCE, applying).await;
+        Stats::took(
+            &self.stats.histograms.transaction,
+            &self.stats.transaction_us_total,
+            begin.elapsed(),
+        );
+        match outcome {
+            Outcome::Applied { values, clock } => {
+                self.stats.flushed_keys_total.add(sent.len() as u64);
+                fail_point("batch.answered");
+                self.token = Some(batch);
+                self.confirmed = Some(Instant::now());
+                self.recovered();
+                let again = self.sort_out(&segment, batch, &deltas, &sent, values).await;
+                if let Some(reason) = again {
+                    return Ok(ControlFlow::Break(Pause::Own(reason)));
+                }
+                self.settle(&segment, batch, deltas.len(), clock).await?;
+                Ok(ControlFlow::Continue(()))
+            }
+            Outcome::NotApplied(Refusal::TokenMoved) => {
+                self.stats.batches_aborted_total.add(1);
+                Ok(self.drop_lane(Pause::None))
+            }
+            Outcome::NotApplied(Refusal::Keys(keys)) => {
+                self.stats.batches_keys_refused_total.add(1);
+                let refused = keys
+                    .into_iter()
+                    .filter_map(|(index, error)| Some((*sent.get(index)?, error)))
+                    .collect();
+                self.reject(batch, &deltas, refused).await;
+                Ok(self.drop_lane(Pause::None))
+            }
+            Outcome::NotApplied(Refusal::Whole(error)) => {
+                self.stats.batches_refused_total.add(1);
+                Ok(self.drop_lane(Pause::Trouble(error)))
+            }
+            Outcome::Unknown(error) => {
+                self.uncertain = true;
+                self.stats.uncertain_total.add(1);
+                Ok(self.drop_lane(Pause::Trouble(error)))
+            }
+        }
+    }
+
+    pub(super) fn drop_lane(&mut self, pause: Pause) -> ControlFlow<Pause> {
+        self.lane = None;
+        self.token = None;
+        self.stats.store_up.set(0);
+        ControlFlow::Break(pause)
+    }
+
+    /// Sorts the values of an applied batch. `Some`: parts of it must be sent again
+    /// (at-least-once only), for this reason.
+    pub(super) async fn sort_out(
+        &mut self,
+        segment: &Sealed,
+        batch: u64,
+        deltas: &[Delta<'_>],
+        sent: &[usize],
+        values: Vec<Result<i64, KeyError>>,
+    ) -> Option<String> {
+        debug_assert!(batch <= segment.last_batch());
+        let mut refused = Vec::new();
+        let mut again = None;
+        let done = self.done.entry(batch).or_default();
+        for (&index, value) in sent.iter().zip(values) {
+            match value {
+                Ok(value) => {
+                    done.insert(index, Settled::Stored(Some(value)));
+                }
+                Err(KeyError::Retry(reason)) => again = Some(reason),
+                Err(error) => refused.push((index, error)),
+            }
+        }
+        self.reject(batch, deltas, refused).await;
+        again
+    }
+
+    /// Writes refused deltas to the rejected file, however long it takes, and notes them as done.
+    pub(super) async fn reject(
+        &mut self,
+        batch: u64,
+        deltas: &[Delta<'_>],
+        refused: Vec<(usize, KeyError)>,
+    ) {
+        if refused.is_empty() {
+            return;
+        }
+        let at = unix_ms();
+        let lines: Vec<Rejected> = refused
+            .iter()
+            // A sum of zero changes nothing, whatever the key holds.
+            .filter(|(index, _)| deltas[*index].amount != 0)
+            .map(|(index, error)| {
+                let delta = deltas[*index];
+                Rejected::new(delta.key, delta.amount, error.to_string(), batch, at)
+            })
+            .collect();
+        while !lines.is_empty() {
+            match on_disk(&self.health, || self.rejected.append(&lines)) {
+                Ok(()) => break,
+                Err(error) => {
+                    let path = self.rejected.path().display();
+                    if let Some(told) = self.lines.unwritten.again() {
+                        error!(tries = told.count, %error, "{path} cannot be written; flushing waits for it");
+                    }
+                    tokio::time::sleep(PAUSE_MAX).await;
+                }
+            }
+        }
+        if self.lines.unwritten.over().is_some() {
+            info!("{} can be written again", self.rejected.path().display());
+        }
+        fail_point("reject.written");
+        self.stats.rejected_total.add(lines.len() as u64);
+        if let Some(first) = lines.first()
+            && let Some(told) = self.lines.refused.again()
+        {
+            warn!(
+                batch,
+                deltas = lines.len(),
+                batches = told.count,
+                reason = first.reason,
+                key = first
+                    .key
+                    .as_deref()
+                    .map(|key| key.escape_debug().to_string()),
+                "the store refused deltas; they are in {}",
+                self.rejected.path().display()
+            );
+        }
+        let done = self.done.entry(batch).or_default();
+        for (index, error) in refused {
+            done.insert(index, Settled::Rejected(error));
+        }
+    }
+
+    /// The batch is in the store and its refused deltas are on file: tells everyone.
+    pub(super) async fn settle(
+        &mut self,
+        segment: &Arc<Sealed>,
+        batch: u64,
+        deltas: usize,
+        clock: u64,
+    ) -> Result<(), FlushError> {
+        let done = self.done.remove(&batch).unwrap_or_default();
+        let rejected: BTreeMap<usize, Settled> = done
+            .iter()
+            .filter(|(_, settled)| is_rejected(settled))
+            .map(|(&index, settled)| (index, settled.clone()))
+            .collect();
+        let settled: Arc<[Settled]> = (0..deltas)
+            .map(|index| done.get(&index).cloned().unwrap_or(Settled::Stored(None)))
+            .collect();
+        if !rejected.is_empty() {
+            // Remembered until the segment is released, in case that the store goes back.
+            self.done.insert(batch, rejected);
+        }
+        self.applied = batch;
+        self.clock = self.clock.max(clock);
+        self.note_applied(segment, batch);
+        fail_point("batch.noted");
+        self.stats.batches_total.add(1);
+        self.stats
+            .sealed_keys
+            .sub((deltas as u64).min(self.stats.sealed_keys.get()));
+        let announcement = Announcement {
+            segment: Arc::clone(segment),
+            batch,
+            settled: Arc::clone(&settled),
+            clock,
+        };
+        let segment = Arc::clone(segment);
+        self.tell(ToCounters::Settle {
+            segment,
+            batch,
+            settled,
+            clock,
+        })
+        .await?;
+        if self.publisher.try_send(announcement).is_err() {
+            // Publishing never holds up flushing; receivers see the gap and read the values.
+            self.unannounced.fetch_add(1, Ordering::Relaxed);
+        }
+        if self
+            .queue
+            .front()
+            .is_some_and(|segment| segment.last_batch() == batch)
+        {
+            self.finish().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the delta is in the rejected file, since now or before.
+pub(super) fn is_rejected(settled: &Settled) -> bool {
+    matches!(settled, Settled::Rejected(_) | Settled::Before)
+}

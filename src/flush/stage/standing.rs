@@ -1,0 +1,296 @@
+//! A new connection to the store: what its token tells, and what follows from that.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tracing::{error, warn};
+
+use super::super::link::{Settled, ToCounters};
+use super::super::resolve::{Known, Verdict, resolve};
+use super::send::is_rejected;
+use super::{Flush, FlushError, Pause, READ_KEYS_MAX, within};
+use crate::store::{Claim, Delta, KeyError, Lane, Store};
+use crate::time::unix_ms;
+
+impl<S: Store> Flush<S> {
+    /// A new lane, and what its token tells.
+    pub(super) async fn connect(&mut self) -> Result<Result<(), Pause>, FlushError> {
+        let connecting = self.store.connect();
+        let connected = within(&self.health, Self::STORE_PATIENCE, connecting).await;
+        let (lane, standing) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return Ok(Err(Pause::Trouble(error))),
+        };
+        for warning in &standing.warnings {
+            if self.warned.insert(warning.clone()) {
+                warn!("{warning}");
+            }
+        }
+        self.token = None;
+        if self.config.exactly_once {
+            // A former process may have got further than any segment that could be read.
+            let sealed = self
+                .queue
+                .back()
+                .map_or(self.applied, |last| last.last_batch())
+                .max(self.numbered);
+            let known = Known {
+                applied: self.applied,
+                sealed,
+                numbered: self.numbered,
+                uncertain: self.uncertain && !self.queue.is_empty(),
+                runs: &self.runs,
+                run: self.run,
+                claimed: self.claimed,
+                ever_claimed: self.ever_claimed,
+                server: self.server.as_deref(),
+                clock: self.clock,
+            };
+            let verdict = resolve(known, &standing);
+            if let Verdict::Conflict(reason) = verdict {
+                self.stats.store_conflict.set(1);
+                return Ok(Err(Pause::Own(format!(
+                    "another daemon uses this node's id, flushing is stopped: {reason}; a copied \
+                     state directory needs a node.json of its own"
+                ))));
+            }
+            self.stats.store_conflict.set(0);
+            if let Err(pause) = self.act(verdict, &standing.server).await? {
+                return Ok(Err(pause));
+            }
+            if standing.token.is_some_and(|token| token.run == self.run) {
+                self.token = standing.token.map(|token| token.batch);
+            }
+        }
+        if std::mem::take(&mut self.uncertain) && self.config.exactly_once {
+            self.stats.uncertain_resolved_total.add(1);
+        }
+        self.server = Some(standing.server);
+        self.clock = standing.clock;
+        self.lane = Some(lane);
+        self.stats.store_up.set(1);
+        Ok(Ok(()))
+    }
+
+    pub(super) async fn act(
+        &mut self,
+        verdict: Verdict,
+        server: &str,
+    ) -> Result<Result<(), Pause>, FlushError> {
+        match verdict {
+            Verdict::Continue | Verdict::Conflict(_) => {}
+            Verdict::Applied(upto) => {
+                while self.applied < upto {
+                    if self.queue.is_empty() {
+                        // Set aside as damaged, or lost in a power cut.
+                        warn!(
+                            batches = upto - self.applied,
+                            "the store has batches that the journal does not know any more"
+                        );
+                        self.applied = upto;
+                        break;
+                    }
+                    if let Err(pause) = self.read_back(upto).await? {
+                        return Ok(Err(pause));
+                    }
+                }
+            }
+            Verdict::RolledBack(to) => self.roll_back(to, server).await?,
+            Verdict::Emptied => {
+                warn!(
+                    "the store was emptied: counters begin anew with what is pending; batches up \
+                     to {} are not brought back",
+                    self.applied
+                );
+                self.tell(ToCounters::ForgetClocks).await?;
+            }
+            Verdict::TokenLost => {
+                error!(
+                    "the token is gone from the store but the counters are not: it was deleted or \
+                     evicted; keep it out of eviction's reach (maxmemory-policy)"
+                );
+                if self.uncertain
+                    && let Some(segment) = self.queue.front().cloned()
+                {
+                    let batch = self.applied.max(segment.first_batch() - 1) + 1;
+                    let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
+                    let reason = "uncertain: sent without a reply, and then the token was lost";
+                    let refused = (0..deltas.len())
+                        .map(|index| (index, KeyError::Other(reason.to_owned())))
+                        .collect();
+                    self.reject(batch, &deltas, refused).await;
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// The batch after `applied`, which is not beyond `upto`, is in the store, its reply is not
+    /// here: values and refusals are read from the keys.
+    pub(super) async fn read_back(&mut self, upto: u64) -> Result<Result<(), Pause>, FlushError> {
+        let Some(segment) = self.queue.front().cloned() else {
+            return Ok(Ok(())); // `resolve` allows nothing beyond what was sealed.
+        };
+        self.applied = self.applied.max(segment.first_batch() - 1);
+        if self.applied >= upto {
+            // The token names a batch of a segment that was set aside as damaged; this one was
+            // never sent.
+            return Ok(Ok(()));
+        }
+        let batch = self.applied + 1;
+        if batch > segment.last_batch() {
+            self.finish().await?;
+            return Ok(Ok(()));
+        }
+        let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
+        let keys: Vec<Bytes> = deltas
+            .iter()
+            .map(|delta| Bytes::copy_from_slice(delta.key))
+            .collect();
+        let mut values = Vec::with_capacity(keys.len());
+        let mut clock = u64::MAX;
+        for keys in keys.chunks(READ_KEYS_MAX) {
+            match within(&self.health, Self::STORE_PATIENCE, self.store.read(keys)).await {
+                Ok(reading) => {
+                    values.extend(reading.values);
+                    clock = clock.min(reading.clock);
+                }
+                Err(error) => return Ok(Err(Pause::Trouble(error))),
+            }
+        }
+        let mut refused = Vec::new();
+        for (index, (delta, value)) in deltas.iter().zip(values).enumerate() {
+            let stored = match judge(delta.amount, value) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    if self
+                        .done
+                        .get(&batch)
+                        .is_none_or(|done| !done.contains_key(&index))
+                    {
+                        refused.push((index, error));
+                    }
+                    continue;
+                }
+            };
+            let done = self.done.entry(batch).or_default();
+            done.entry(index).or_insert(Settled::Stored(stored));
+        }
+        self.reject(batch, &deltas, refused).await;
+        self.settle(&segment, batch, deltas.len(), clock).await?;
+        Ok(Ok(()))
+    }
+
+    /// The store has lost everything after batch `to`: what is retained is sent again.
+    pub(super) async fn roll_back(&mut self, to: u64, server: &str) -> Result<(), FlushError> {
+        let applied = self.applied;
+        warn!(
+            "the store went back from batch {applied} to batch {to} (it is now {server}): a \
+             fail-over, or an older data set; what is retained of them is sent again"
+        );
+        self.tell(ToCounters::ForgetClocks).await?;
+        while let Some((_, segment)) = self.retained.pop_back() {
+            if segment.last_batch() <= to {
+                self.retained.push_back((Instant::now(), segment));
+                break;
+            }
+            // Pending anew.
+            self.since.insert(segment.first_batch(), unix_ms());
+            self.queue.push_front(segment);
+        }
+        let Some(first) = self.queue.front().map(|segment| segment.first_batch()) else {
+            error!(
+                "nothing of batches {} to {applied} is retained any more: it stays lost \
+                 (flush.retain)",
+                to + 1
+            );
+            return Ok(());
+        };
+        if to + 1 < first {
+            error!(
+                "nothing of batches {} to {} is retained any more: it stays lost (flush.retain)",
+                to + 1,
+                first - 1
+            );
+        }
+        self.applied = to.max(first - 1);
+        for segment in self.queue.clone() {
+            let last = segment.last_batch().min(applied);
+            for batch in segment.first_batch().max(to + 1)..=last {
+                self.stats.replayed_total.add(1);
+                // What was rejected stays so: it may be replayed from its file by hand.
+                let done = self.done.entry(batch).or_default();
+                done.retain(|_, settled| is_rejected(settled));
+                done.values_mut()
+                    .for_each(|settled| *settled = Settled::Before);
+                let skip = done.keys().copied().collect();
+                let segment = Arc::clone(&segment);
+                self.tell(ToCounters::Restore {
+                    segment,
+                    batch,
+                    skip,
+                })
+                .await?;
+            }
+            if segment.first_batch() <= applied {
+                self.note_applied(&segment, to.max(segment.first_batch() - 1));
+            }
+        }
+        self.gauge();
+        Ok(())
+    }
+
+    /// Before a segment that is old enough is removed, the store must have been seen to have it:
+    /// a quiet node would otherwise not notice a fail-over until it is too late to replay.
+    pub(super) async fn confirm(&mut self) -> Result<(), FlushError> {
+        let Some((since, _)) = self.retained.front() else {
+            return Ok(());
+        };
+        let due = *since + self.config.retain;
+        if !self.config.exactly_once || due > Instant::now() || self.confirmed >= Some(due) {
+            return Ok(());
+        }
+        if self.lane.is_none()
+            && let Err(pause) = self.connect().await?
+        {
+            self.complain(&pause);
+            return Ok(());
+        }
+        let Some(lane) = self.lane.as_mut() else {
+            return Ok(());
+        };
+        // Signing the token anew runs only if it is what it was.
+        let claiming = lane.claim(self.applied);
+        let pause = match within(&self.health, Self::STORE_PATIENCE, claiming).await {
+            Claim::Claimed => {
+                self.token = Some(self.applied);
+                self.claimed = true;
+                self.confirmed = Some(Instant::now());
+                self.recovered();
+                return Ok(());
+            }
+            Claim::TokenMoved => Pause::None,
+            Claim::Failed(error) => Pause::Trouble(error),
+        };
+        self.complain(&pause);
+        let _ = self.drop_lane(pause);
+        Ok(())
+    }
+}
+
+/// Whether a delta of a batch that was applied without a reply is in the value now there.
+fn judge(amount: i64, value: Result<Option<i64>, KeyError>) -> Result<Option<i64>, KeyError> {
+    match value {
+        Err(error @ (KeyError::WrongType | KeyError::NotInteger)) => Err(error),
+        // Not readable: what the key holds cannot be told.
+        Err(_) => Ok(None),
+        Ok(Some(value)) if value.checked_sub(amount).is_none() => Err(KeyError::Overflow),
+        // At the end of the range the two cases look alike. If it was taken after all, a replay
+        // overflows and does no harm.
+        Ok(Some(value)) if amount != 0 && value.checked_add(amount).is_none() => {
+            Err(KeyError::Overflow)
+        }
+        Ok(value) => Ok(value),
+    }
+}
