@@ -188,6 +188,10 @@ impl<S: Store> Subscriber<S> {
                 if let Some(told) = malformed.again() {
                     warn!(count = told.count, %error, "messages on the channel are not used");
                 }
+                if let MessageError::Version(_) = error {
+                    // Who listens on this node's socket may know more than it does.
+                    let _ = self.counters.send(ToCounters::Message(text)).await;
+                }
             }
             self.stats.peers.set(peers.count() as u64);
         }

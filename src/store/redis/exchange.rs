@@ -230,13 +230,20 @@ impl Wire {
             }
             match self.poll_fill(cx) {
                 Poll::Ready(Ok(())) => state.moved = true,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Err(state.broken_write.take().unwrap_or(error)));
+                }
                 Poll::Pending => break,
             }
         }
+        // Where the other side has closed, the end of what it said is near, though the runtime may
+        // not have heard of it yet.
         match state.broken_write.take() {
-            Some(error) => Poll::Ready(Err(error)),
-            None => Poll::Pending,
+            Some(error) if !is_closed(&error) => Poll::Ready(Err(error)),
+            broken => {
+                state.broken_write = broken;
+                Poll::Pending
+            }
         }
     }
 
@@ -307,6 +314,17 @@ impl Wire {
             Err(error) => Poll::Ready(Err(self.io(error))),
         }
     }
+}
+
+/// Whether the other side has closed the connection.
+fn is_closed(error: &StoreError) -> bool {
+    let StoreError::Io { source, .. } = error else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// What is left to do for the request.
