@@ -244,8 +244,10 @@ fn what_is_not_a_message_is_counted_and_does_no_harm() {
     publish(&redis, b"\xff\xfe\x00");
     let count = bad.len() as i64 + 1;
     // Those of a newer version are passed on, to whom it may concern.
+    let mut heard = std::iter::from_fn(|| Some(local.read().unwrap().items()[2].text()))
+        .filter(|text| !text.contains("\"v\":1")); // Its own may come late.
     for newer in &bad[6..8] {
-        assert_eq!(local.read().unwrap().items()[2].text(), *newer);
+        assert_eq!(heard.next().as_ref(), Some(newer));
     }
     wait_until("all are counted", || {
         stat(&daemon, "malformed_total") == count

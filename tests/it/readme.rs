@@ -242,6 +242,31 @@ fn the_comparison_runs_and_measures_what_the_readme_lists() {
 }
 
 #[test]
+fn starts_with_pending_keys_are_measured() {
+    let bin = Path::new(env!("CARGO_BIN_EXE_tallyd")).parent().unwrap();
+    let mut start = Command::new("benches/start");
+    start
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["--starts", "2", "--keys", "500", "--bin"])
+        .arg(bin);
+    let (status, output) = finish(&mut start, b"");
+    assert!(status.success(), "{output}");
+    let pending: Vec<u32> = output
+        .lines()
+        .filter_map(|line| line.split_once(" keys pending: ")?.0.parse().ok())
+        .collect();
+    assert_eq!(pending.len(), 2, "{output}");
+    assert!(
+        pending.iter().all(|keys| (400..=500).contains(keys)),
+        "{output}"
+    );
+    assert!(
+        read("README.md").contains("(`benches/start`)"),
+        "the README's figure has its command"
+    );
+}
+
+#[test]
 fn the_tables_name_what_the_code_has() {
     let readme = read("README.md");
 
