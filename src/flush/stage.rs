@@ -315,6 +315,8 @@ impl<S: Store> Flush<S> {
             let sealed = self.seal().await?;
             self.drain().await?;
             self.confirm().await?;
+            // It may have found out that the store went back: then not all is there.
+            self.drain().await?;
             self.release();
             if !sealed {
                 // The disk is full, or so: what is pending is safe, but not in the store.

@@ -279,7 +279,8 @@ fn seconds() -> Duration {
 
 /// Guards what sections 4 and 5 of the design are made of: the journal, the token, its `WATCH`, the
 /// replay of what the store has lost. Seen to fail when a token that is lower than it should be was
-/// taken for the right one, and when nothing was watched.
+/// taken for the right one, when nothing was watched, and when `TALLY.FLUSH` was answered before
+/// what was then found to be lost had been sent again.
 #[test]
 fn whatever_breaks_every_acknowledged_increment_counts_once() {
     let mut rng = fastrand::Rng::with_seed(seed());
