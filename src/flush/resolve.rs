@@ -7,8 +7,14 @@
 //! | lower | the store lost writes (fail-over, older file) | replay what is retained |
 //! | absent, never signed by this node | a new node, or a store that it never reached | go on |
 //! | absent, clock lower than known | the store was emptied or lost its data | by the server: replay, or only go on |
+//! | absent on another server, and this node is young | the fail-over lost its first batches | replay |
 //! | absent, clock as known or higher | the token alone was deleted or evicted | go on, but never resend what may be in |
 //! | of an unknown run, higher than anything sealed, or of a former run and a batch of this one | another daemon has this node's id | stop |
+//!
+//! The clock alone does not tell a lost token from lost batches: after a fail-over other nodes move
+//! it on. But what a store loses without being emptied is younger than `flush.retain` (older losses
+//! are beyond repair anyway), so it can lack all of a node's batches only while the journal still has
+//! the first of them.
 
 use crate::store::{RunId, Standing};
 
@@ -31,10 +37,12 @@ pub struct Known<'a> {
     pub claimed: bool,
     /// Whether any run of this node may have signed it.
     pub ever_claimed: bool,
-    /// The server as last seen by this process.
+    /// The server as last seen by this process; before that, the one that the node began with.
     pub server: Option<&'a str>,
     /// The highest clock that this process has seen.
     pub clock: u64,
+    /// Whether every batch of this node, from the first on, is still in the journal.
+    pub whole: bool,
 }
 
 /// What to do.
@@ -58,17 +66,19 @@ pub enum Verdict {
 /// Decides.
 pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
     let Some(token) = standing.token else {
-        if !known.ever_claimed {
+        // Also where a first signature did not arrive.
+        let nothing_sent = known.applied == 0 && !known.uncertain;
+        if !known.ever_claimed || nothing_sent {
             return Verdict::Continue;
         }
         let lost_its_clock = standing.clock < known.clock || standing.clock == 0;
-        if !lost_its_clock {
-            return Verdict::TokenLost;
-        }
-        return if known.server == Some(standing.server.as_str()) {
-            Verdict::Emptied
-        } else {
-            Verdict::RolledBack(0)
+        let same_server = known.server == Some(standing.server.as_str());
+        return match (lost_its_clock, same_server) {
+            (true, true) => Verdict::Emptied,
+            (true, false) => Verdict::RolledBack(0),
+            // Who does not know where it began cannot tell another server.
+            (false, false) if known.whole && known.server.is_some() => Verdict::RolledBack(0),
+            (false, _) => Verdict::TokenLost,
         };
     };
     if !known.runs.contains(&token.run) {
@@ -125,6 +135,7 @@ mod tests {
             ever_claimed: true,
             server: Some("a"),
             clock: 100,
+            whole: false,
         }
     }
 
@@ -203,6 +214,10 @@ mod tests {
         };
         assert_eq!(resolve(new, &standing(None, 500, "b")), Verdict::Continue);
         assert_eq!(
+            resolve(known(0, 3, false), &standing(None, 500, "a")),
+            Verdict::Continue
+        );
+        assert_eq!(
             resolve(known(4, 6, true), &standing(None, 100, "a")),
             Verdict::TokenLost
         );
@@ -222,5 +237,26 @@ mod tests {
             resolve(known(4, 6, true), &standing(None, 99, "b")),
             Verdict::RolledBack(0)
         );
+    }
+
+    /// Seen to fail when the clock alone was asked.
+    #[test]
+    fn a_young_nodes_token_that_is_absent_on_another_server_was_lost_with_its_batches() {
+        let young = Known {
+            whole: true,
+            ..known(4, 6, true)
+        };
+        let elsewhere = standing(None, 500, "b");
+        assert_eq!(resolve(young, &elsewhere), Verdict::RolledBack(0));
+        assert_eq!(
+            resolve(young, &standing(None, 500, "a")),
+            Verdict::TokenLost,
+            "the same process has lost no write"
+        );
+        let restarted = Known {
+            server: None,
+            ..young
+        };
+        assert_eq!(resolve(restarted, &elsewhere), Verdict::TokenLost);
     }
 }

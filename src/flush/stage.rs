@@ -189,6 +189,7 @@ pub struct Flush<S: Store> {
     ever_claimed: bool,
     /// No former process has used a higher batch number.
     numbered: u64,
+    /// As last seen; before that the one that the node's first token was written to.
     server: Option<String>,
     clock: u64,
     /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
@@ -231,6 +232,7 @@ impl<S: Store> Flush<S> {
     /// Builds the stage; nothing runs yet.
     pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
         let identity = parts.directory.identity();
+        let server = parts.directory.first_server().map(str::to_owned);
         Flush {
             config,
             store: parts.store,
@@ -268,7 +270,7 @@ impl<S: Store> Flush<S> {
             confirmed: None,
             applied: parts.applied,
             claimed: false,
-            server: None,
+            server,
             clock: 0,
             done: HashMap::new(),
             warned: HashSet::new(),

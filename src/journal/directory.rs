@@ -109,6 +109,9 @@ struct NodeFile {
     /// Whether a token of this node may be in the store.
     #[serde(default)]
     claimed: bool,
+    /// The server that was to get the first of them.
+    #[serde(default)]
+    server: Option<String>,
     /// When the last run was at work.
     #[serde(default)]
     last: Boot,
@@ -120,6 +123,7 @@ pub struct Directory {
     identity: Identity,
     runs: Vec<RunId>,
     ever_claimed: bool,
+    server: Option<String>,
     boot: Boot,
     next_segment: u64,
     /// Every batch number that a former process may have used is at most this.
@@ -160,6 +164,7 @@ impl Directory {
                 node: NodeId(random()),
                 runs: Vec::new(),
                 claimed: false,
+                server: None,
                 last: Boot::default(),
             },
             // A new id would make orphans of them.
@@ -174,6 +179,7 @@ impl Directory {
             node,
             mut runs,
             claimed,
+            server,
             last,
         } = known;
         let run = RunId(random() as u64);
@@ -184,6 +190,7 @@ impl Directory {
             identity: Identity { node, run },
             runs,
             ever_claimed: claimed,
+            server,
             boot: Boot::now(),
             next_segment: 1,
             numbered: 0,
@@ -232,18 +239,24 @@ impl Directory {
         self.ever_claimed
     }
 
+    /// The server that this node's first token was written to, if that is known.
+    pub fn first_server(&self) -> Option<&str> {
+        self.server.as_deref()
+    }
+
     /// Every batch number that a former process may have used is at most this.
     pub fn numbered(&self) -> u64 {
         self.numbered
     }
 
-    /// Notes, durably, that a token of this node is about to be written to the store: from now on
-    /// its absence means something.
+    /// Notes, durably, that this node's first token is about to be written to this server: from now
+    /// on its absence means something.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn note_claim(&mut self) -> Result<(), JournalError> {
+    pub fn note_claim(&mut self, server: &str) -> Result<(), JournalError> {
         self.ever_claimed = true;
+        self.server = Some(server.to_owned());
         self.write_node()
     }
 
@@ -397,6 +410,7 @@ impl Directory {
             node: self.identity.node.to_string(),
             runs: self.runs.iter().map(RunId::to_string).collect(),
             claimed: self.ever_claimed,
+            server: self.server.clone(),
             last: self.boot.clone(),
         })
         .map_err(io::Error::from)
@@ -546,6 +560,8 @@ pub struct NodeFacts {
     pub runs: Vec<RunId>,
     /// Whether a token of this node may be in the store.
     pub claimed: bool,
+    /// The server that was to get the first of them, if that is known.
+    pub server: Option<String>,
     /// When the last of these runs was at work.
     pub last: Boot,
 }
@@ -586,6 +602,7 @@ pub fn read_node(state_dir: &Path) -> Result<Option<NodeFacts>, JournalError> {
         node: NodeId(node),
         runs: runs?,
         claimed: file.claimed,
+        server: file.server,
         last: file.last,
     }))
 }

@@ -343,6 +343,16 @@ fn whatever_breaks_every_acknowledged_increment_counts_once() {
         daemon.flush();
     }
     eprintln!("{round} rounds: {:?}", stage.faults);
+    for daemon in &daemons {
+        let stats = daemon.client().command(&["TALLY.STATS"]).fields();
+        assert_eq!(stats["store_conflict"].number(), 0);
+        assert_eq!(stats["rejected_total"].number(), 0);
+        assert_eq!(stats["sealed_keys"].number(), 0);
+        assert!(
+            !daemon.state_dir().join("damaged").exists(),
+            "a kill damages nothing"
+        );
+    }
     let counters = stage.primary.counters();
     let value = |key: &String| counters.get(key.as_bytes()).copied().unwrap_or(0);
     let mut wrong = Vec::new();
@@ -373,16 +383,6 @@ fn whatever_breaks_every_acknowledged_increment_counts_once() {
     }
     assert!(wrong.is_empty(), "{} wrong: {wrong:#?}", wrong.len());
     assert_eq!(counters.len(), whole.len() + cut.len() - 2, "{counters:?}");
-    for daemon in &daemons {
-        let stats = daemon.client().command(&["TALLY.STATS"]).fields();
-        assert_eq!(stats["store_conflict"].number(), 0);
-        assert_eq!(stats["rejected_total"].number(), 0);
-        assert_eq!(stats["sealed_keys"].number(), 0);
-        assert!(
-            !daemon.state_dir().join("damaged").exists(),
-            "a kill damages nothing"
-        );
-    }
     // Otherwise all of this has shown little.
     let logs = daemons.each_ref().map(Daemon::log).concat();
     assert!(

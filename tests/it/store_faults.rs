@@ -289,6 +289,42 @@ fn a_redis_that_lost_everything_gets_what_is_retained() {
     }
 }
 
+/// The replica that takes over has seen none of this node's batches, and the clock there is beyond
+/// what this node knows, because another node was there first. Seen to fail when the clock alone was
+/// asked.
+#[test]
+fn a_replica_that_knows_nothing_of_a_young_node_gets_all_it_lacks() {
+    let mut primary = RedisServer::start(&[]);
+    let replica = RedisServer::start(&[]);
+    let way = Proxy::start(primary.address());
+    let young = Daemon::builder(way.url()).flush_interval(NEVER).start();
+    for amount in ["1", "10"] {
+        young.client().command(&["INCRBY", "young", amount]);
+        young.flush();
+    }
+    // Its fate is uncertain when the primary dies.
+    way.only(b"INCRBY");
+    way.swallow(Direction::Replies);
+    young.client().command(&["INCRBY", "young", "100"]);
+    young.signal(rustix::process::Signal::USR1);
+    wait_until("it is executed", || primary.counter("young") == 111);
+    primary.kill9();
+    let other = Daemon::builder(replica.url()).flush_interval(NEVER).start();
+    for _ in 0..10 {
+        other.client().command(&["INCR", "other"]);
+        other.flush();
+    }
+    way.reroute(replica.address());
+    way.heal();
+    way.cut_all();
+    young.client().command(&["INCRBY", "young", "1000"]);
+    young.flush();
+    assert_eq!(replica.counter("young"), 1111);
+    assert_eq!(stat(&young, "rejected_total"), 0);
+    assert_eq!(lines(&young, "the token is gone"), 0);
+    assert_eq!(lines(&young, "went back from batch 2 to batch 0"), 1);
+}
+
 /// Emptied by its owner: the same process, without token and clock. What was flushed stays gone,
 /// what is pending arrives. Guards that the server's identity is compared. Seen to fail when
 /// every emptied store was taken for one that lost its data.

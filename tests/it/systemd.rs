@@ -40,7 +40,13 @@ impl Manager {
     #[track_caller]
     fn next(&self) -> Vec<String> {
         let mut buffer = vec![0; 8192];
-        let length = self.socket.recv(&mut buffer).expect("something is told");
+        let length = loop {
+            match self.socket.recv(&mut buffer) {
+                // A process that was stopped for a moment comes back with this.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                received => break received.expect("something is told"),
+            }
+        };
         let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
         text.lines().map(str::to_owned).collect()
     }

@@ -69,7 +69,8 @@ impl<S: Store> Flush<S> {
                     .directory
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner);
-                if let Err(error) = on_disk(&self.health, || directory.note_claim()) {
+                let server = self.server.as_deref().unwrap_or_default();
+                if let Err(error) = on_disk(&self.health, || directory.note_claim(server)) {
                     return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
                 }
                 self.ever_claimed = true;

@@ -46,6 +46,7 @@ impl<S: Store> Flush<S> {
                 ever_claimed: self.ever_claimed,
                 server: self.server.as_deref(),
                 clock: self.clock,
+                whole: self.is_whole(),
             };
             let verdict = resolve(known, &standing);
             if let Verdict::Conflict(reason) = verdict {
@@ -71,6 +72,13 @@ impl<S: Store> Flush<S> {
         self.lane = Some(lane);
         self.stats.store_up.set(1);
         Ok(Ok(()))
+    }
+
+    /// Whether the journal still has everything that this node ever flushed.
+    fn is_whole(&self) -> bool {
+        let retained = self.retained.front().map(|(_, segment)| segment);
+        let oldest = retained.or(self.queue.front());
+        oldest.map_or(self.applied == 0, |oldest| oldest.first_batch() == 1)
     }
 
     pub(super) async fn act(
@@ -185,10 +193,12 @@ impl<S: Store> Flush<S> {
     /// The store has lost everything after batch `to`: what is retained is sent again.
     pub(super) async fn roll_back(&mut self, to: u64, server: &str) -> Result<(), FlushError> {
         let applied = self.applied;
-        warn!(
-            "the store went back from batch {applied} to batch {to} (it is now {server}): a \
-             fail-over, or an older data set; what is retained of them is sent again"
-        );
+        if applied > to {
+            warn!(
+                "the store went back from batch {applied} to batch {to} (it is now {server}): a \
+                 fail-over, or an older data set; what is retained of them is sent again"
+            );
+        }
         self.tell(ToCounters::ForgetClocks).await?;
         while let Some((_, segment)) = self.retained.pop_back() {
             if segment.last_batch() <= to {
