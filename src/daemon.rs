@@ -235,6 +235,7 @@ impl Daemon {
                 heard: Arc::clone(&heard),
                 flush: flush_commands.clone(),
                 seal_wanted: Arc::clone(&seal_wanted),
+                hot: Arc::clone(&hot),
             },
             listener,
             messages: counters,
@@ -255,7 +256,7 @@ impl Daemon {
                 commands,
                 seal_wanted,
                 stats: Arc::clone(&stats),
-                hot: admin.is_some().then_some(hot),
+                hot,
                 health: Arc::clone(&health),
             },
         );

@@ -135,8 +135,8 @@ pub struct Parts<S> {
     pub seal_wanted: Arc<Notify>,
     /// Numbers.
     pub stats: Arc<Stats>,
-    /// Where somebody may look at it: which keys change.
-    pub hot: Option<Arc<Hot>>,
+    /// Which keys change.
+    pub hot: Arc<Hot>,
     /// Where the stage shows that it comes round.
     pub health: Arc<Health>,
 }
@@ -156,7 +156,7 @@ pub struct Flush<S: Store> {
     commands: mpsc::Receiver<Command>,
     seal_wanted: Arc<Notify>,
     stats: Arc<Stats>,
-    hot: Option<Arc<Hot>>,
+    hot: Arc<Hot>,
     health: Arc<Health>,
 
     /// By a segment's first batch, the Unix time in ms since which it may hold a delta: that of the

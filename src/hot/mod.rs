@@ -1,10 +1,10 @@
 //! The hottest keys of the moment: by how much each changed in the epochs that were sealed of late.
 //!
 //! Fed with whole epochs, each once, after it was sealed and off the ingest thread: increments pay
-//! nothing for it, and an epoch of 100,000 keys takes about 0.3 ms (5 ms in the worst order). Two windows follow each other: the one being filled and the one
-//! before. What is shown covers both, so that it never begins at nothing, and what is older is
-//! forgotten. Windows consist of whole epochs: when none is sealed, because the store is away,
-//! the picture stands still, and says as of when it is.
+//! nothing for it, and an epoch of 100,000 keys takes about 0.3 ms (5 ms in the worst order). Two
+//! windows follow each other: the one being filled and the one before. What is shown covers both, so
+//! that it never begins at nothing, and what is older is forgotten. Windows consist of whole epochs:
+//! when none is sealed, because the store is away, the picture stands still, and says as of when it is.
 //!
 //! Bounded: [`KEYS_MAX`] keys in each window, 256 bytes of each.
 //!
@@ -109,22 +109,27 @@ impl Windows {
     }
 }
 
-impl Weighed {
-    /// The key for a reader: what cannot be seen, or would change how the rest is seen, is escaped,
-    /// and what was cut off is told.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        for chunk in self.shown.utf8_chunks() {
-            for c in chunk.valid().chars() {
-                match c {
-                    '\'' | '"' => text.push(c),
-                    _ => text.extend(c.escape_debug()),
-                }
-            }
-            for byte in chunk.invalid() {
-                let _ = write!(text, "\\x{byte:02x}");
+/// A key for a reader: what cannot be seen, or would change how the rest is seen, is escaped.
+pub fn readable(key: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in key.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\'' | '"' => text.push(c),
+                _ => text.extend(c.escape_debug()),
             }
         }
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text
+}
+
+impl Weighed {
+    /// The key for a reader; what was cut off is told.
+    pub fn text(&self) -> String {
+        let mut text = readable(&self.shown);
         if self.key_bytes > self.shown.len() {
             let _ = write!(text, "… ({} bytes)", self.key_bytes);
         }

@@ -8,6 +8,7 @@ use super::hub::{By, glob};
 use super::listener::Client;
 use super::report;
 use super::session::{Next, ReplyMode, Session};
+use crate::hot;
 use crate::wire::command::{COMMANDS, Command, Spec, lookup};
 use crate::wire::decode::Args;
 use crate::wire::encode::{self, Out, Version};
@@ -15,6 +16,9 @@ use crate::wire::number::parse_i64;
 
 /// Channels and patterns of one client.
 const SUBSCRIPTIONS_MAX: usize = 10_000;
+/// Keys that `TALLY.HOT` tells if it is not said how many, and at most.
+const HOT_KEYS: usize = 10;
+const HOT_KEYS_MAX: usize = 100;
 /// A client's name, and what it says of its library, in bytes each.
 const NAME_BYTES_MAX: usize = 1024;
 
@@ -78,6 +82,7 @@ pub fn run(
         Command::Punsubscribe => unsubscribe(core, session, By::Pattern, args, out),
         Command::Pubsub => pubsub(core, args, out),
         Command::TallyFlush => tally_flush(args, out),
+        Command::TallyHot => tally_hot(core, args, out),
         Command::TallyPending => {
             let pending = core
                 .state
@@ -131,9 +136,16 @@ pub fn unknown(args: Args<'_>) -> Vec<u8> {
     text
 }
 
+fn wrong_arity(command: &str, out: &mut Out) {
+    encode::error(
+        out,
+        format!("ERR wrong number of arguments for '{command}' command"),
+    );
+}
+
 fn ping(session: &Session, args: Args<'_>, out: &mut Out) -> Option<Next> {
     if args.len() > 2 {
-        encode::error(out, "ERR wrong number of arguments for 'ping' command");
+        wrong_arity("ping", out);
     } else if session.subscriptions > 0 && session.version == Version::Resp2 {
         encode::array(out, 2);
         encode::bulk(out, b"pong");
@@ -367,8 +379,7 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
         ),
         (b"setname" | b"getname" | b"setinfo" | b"id" | b"info" | b"reply" | b"tracking", _) => {
             let sub = String::from_utf8_lossy(&sub).into_owned();
-            let text = format!("ERR wrong number of arguments for 'client|{sub}' command");
-            encode::error(out, &text);
+            wrong_arity(&format!("client|{sub}"), out);
         }
         (b"no-evict" | b"no-touch", _) => encode::error(out, "ERR syntax error"),
         _ => unknown_subcommand("CLIENT", args, out),
@@ -403,12 +414,7 @@ fn config(core: &Core, session: &Session, args: Args<'_>, out: &mut Out) -> Opti
                 encode::bulk(out, value.as_bytes());
             }
         }
-        (b"get", _) => {
-            encode::error(
-                out,
-                "ERR wrong number of arguments for 'config|get' command",
-            );
-        }
+        (b"get", _) => wrong_arity("config|get", out),
         (b"set" | b"rewrite" | b"resetstat", _) => encode::error(
             out,
             "ERR tallyd is configured by its file, environment and flags; see 'tallyd check'",
@@ -527,10 +533,7 @@ fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
                 ),
             );
         }
-        (b"numpat", _) => encode::error(
-            out,
-            "ERR wrong number of arguments for 'pubsub|numpat' command",
-        ),
+        (b"numpat", _) => wrong_arity("pubsub|numpat", out),
         _ => unknown_subcommand("PUBSUB", args, out),
     }
     None
@@ -538,10 +541,7 @@ fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
 
 fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {
     if args.len() > 2 {
-        encode::error(
-            out,
-            "ERR wrong number of arguments for 'tally.flush' command",
-        );
+        wrong_arity("tally.flush", out);
         return None;
     }
     if args.len() == 1 {
@@ -553,4 +553,36 @@ fn tally_flush(args: Args<'_>, out: &mut Out) -> Option<Next> {
         encode::error(out, "ERR timeout is not an integer or out of range");
         None
     }
+}
+
+/// The keys that change most, each with its change and by how much that may be too high.
+fn tally_hot(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
+    let asked = match args.len() {
+        1 => Some(HOT_KEYS),
+        2 => parse_i64(args.get(1)).and_then(|count| usize::try_from(count).ok()),
+        _ => {
+            wrong_arity("tally.hot", out);
+            return None;
+        }
+    };
+    let Some(count) = asked.filter(|count| (1..=HOT_KEYS_MAX).contains(count)) else {
+        let text = format!("ERR count must be an integer from 1 to {HOT_KEYS_MAX}");
+        encode::error(out, text);
+        return None;
+    };
+    let access = core.access.borrow();
+    let mut keys = core.hot.hottest(hot::KEYS_MAX).keys;
+    // Of a key that was cut off nobody can tell whether it matches.
+    keys.retain(|key| {
+        access.keys.is_all() || (key.shown.len() == key.key_bytes && access.keys.allow(&key.shown))
+    });
+    keys.truncate(count);
+    encode::array(out, keys.len());
+    for key in keys {
+        encode::array(out, 3);
+        encode::bulk(out, &key.shown);
+        encode::integer(out, i64::try_from(key.count).unwrap_or(i64::MAX));
+        encode::integer(out, i64::try_from(key.error).unwrap_or(i64::MAX));
+    }
+    None
 }

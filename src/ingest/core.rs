@@ -21,6 +21,7 @@ use super::{Access, IngestConfig};
 use crate::counters::{Announced, BadValue, Observed, Op, Reach, Recorder, StaleSweep, Table};
 use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Heard, Settled, ToCounters};
+use crate::hot::Hot;
 use crate::journal::{Sealed, Writer};
 use crate::stats::Stats;
 use crate::store::{KeyError, Reading};
@@ -92,6 +93,8 @@ pub struct Core {
     pub clients: super::listener::Clients,
     /// When the process began to serve.
     pub started: Instant,
+    /// Which keys change.
+    pub hot: Arc<Hot>,
     seal_wanted: Arc<Notify>,
     /// When the open epoch was first seen to have a delta; 0: it has none.
     epoch_since: Cell<u64>,
@@ -117,6 +120,8 @@ pub struct Parts {
     pub flush: mpsc::Sender<Command>,
     /// Rung when the open epoch has many keys.
     pub seal_wanted: Arc<Notify>,
+    /// Which keys change.
+    pub hot: Arc<Hot>,
 }
 
 impl Core {
@@ -155,6 +160,7 @@ impl Core {
             clients: super::listener::Clients::default(),
             started: Instant::now(),
             seal_wanted: parts.seal_wanted,
+            hot: parts.hot,
             epoch_since: Cell::new(0),
         })
     }

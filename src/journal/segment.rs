@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{Mmap, MmapMut, MmapOptions, RemapOptions};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, fdatasync, ftruncate};
+use rustix::io::retry_on_intr;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::format::{
@@ -67,7 +68,7 @@ impl Writer {
             .create_new(true)
             .open(&path)?;
         let made = (|| {
-            fallocate(&file, FallocateFlags::empty(), 0, BYTES_INITIAL as u64)?;
+            preallocate(&file, BYTES_INITIAL)?;
             map_mut(&file, BYTES_INITIAL)
         })();
         match made {
@@ -104,7 +105,7 @@ impl Writer {
     pub fn expect(&mut self, bytes: usize) -> io::Result<()> {
         let bytes = (RECORDS_AT + bytes.min(BYTES_EXPECTED_MAX)).next_multiple_of(4096);
         if bytes > self.map.len() {
-            fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as u64)?;
+            preallocate(&self.file, bytes)?;
             self.map = map_populated(&self.file, bytes)?;
         }
         Ok(())
@@ -117,7 +118,7 @@ impl Writer {
         let bytes = (file.metadata()?.len() as usize)
             .max(needed)
             .next_multiple_of(4096);
-        fallocate(&file, FallocateFlags::empty(), 0, bytes as u64)?;
+        preallocate(&file, bytes)?;
         let mut writer = Writer {
             map: map_mut(&file, bytes)?,
             file: Arc::new(file),
@@ -197,7 +198,7 @@ impl Writer {
         drop(self.map);
         let map = map_read(&self.file, bytes)?;
         fail_point("seal.marked");
-        rustix::fs::ftruncate(&*self.file, bytes as u64)?;
+        retry_on_intr(|| ftruncate(&*self.file, bytes as u64))?;
         Ok(Sealed {
             file: self.file,
             path: self.path,
@@ -227,7 +228,7 @@ impl Writer {
     #[cold]
     fn grow(&mut self, needed: usize) -> io::Result<()> {
         let bytes = (self.map.len() * 2).max(needed).next_multiple_of(4096);
-        fallocate(&*self.file, FallocateFlags::empty(), 0, bytes as u64)?;
+        preallocate(&self.file, bytes)?;
         // SAFETY: as for `map_mut`. Moved rather than mapped anew, because pages that were touched
         // would each fault again (measured: 4 ns an increment over a million keys).
         #[allow(unsafe_code)]
@@ -310,7 +311,7 @@ impl SyncHandle {
     /// # Errors
     /// What the system says; nothing younger than the last success is durable then.
     pub fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&*self.0)?)
+        Ok(retry_on_intr(|| fdatasync(&*self.0))?)
     }
 }
 
@@ -425,7 +426,7 @@ impl Sealed {
     /// # Errors
     /// What the system says.
     pub fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&*self.file)?)
+        Ok(retry_on_intr(|| fdatasync(&*self.file))?)
     }
 
     /// Removes the file: all of it is in the store, and was retained long enough.
@@ -435,6 +436,13 @@ impl Sealed {
     pub fn remove(&self) -> io::Result<()> {
         std::fs::remove_file(&self.path)
     }
+}
+
+/// Room for so many bytes, promised by the file system. A process that is stopped for a moment (by a
+/// signal, by a freezer) finds the call interrupted, which is no "no".
+fn preallocate(file: &File, bytes: usize) -> io::Result<()> {
+    let promise = || fallocate(file, FallocateFlags::empty(), 0, bytes as u64);
+    Ok(retry_on_intr(promise)?)
 }
 
 /// What recovery found out about a segment.

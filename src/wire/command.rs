@@ -32,6 +32,7 @@ pub enum Command {
     Client,
     Config,
     TallyFlush,
+    TallyHot,
     TallyPending,
     TallyStats,
 }
@@ -111,6 +112,7 @@ pub const COMMANDS: &[Spec] = &[
     spec(Command::Punsubscribe, "punsubscribe", -1),
     spec(Command::Pubsub, "pubsub", -2),
     spec(Command::TallyFlush, "tally.flush", -1),
+    spec(Command::TallyHot, "tally.hot", -1),
     one_key(Command::TallyPending, "tally.pending", 2, false),
     spec(Command::TallyStats, "tally.stats", 1),
 ];

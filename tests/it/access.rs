@@ -265,6 +265,65 @@ fn only_the_keys_that_are_listed_can_be_used() {
     );
 }
 
+/// Seen to fail when every key was told.
+#[test]
+fn the_hottest_keys_are_told_as_far_as_they_are_listed() {
+    let dir = TempDir::new().unwrap();
+    let file = File(dir.path().join("tallyd.toml"));
+    file.write("");
+    let daemon = Daemon::builder("embedded")
+        .flush_interval(NEVER)
+        .config(&file.0)
+        .start();
+    let mut client = daemon.client();
+    let mut hot = |words: &[&str]| -> Vec<(String, i64, i64)> {
+        let told = client.command(&[&["TALLY.HOT"], words].concat());
+        let told = told.items().iter().map(|key| {
+            let [key, change, error] = key.items() else {
+                panic!("{key:?}");
+            };
+            (key.text(), change.number(), error.number())
+        });
+        told.collect()
+    };
+    assert_eq!(hot(&[]), []);
+    let amounts = (1..=20).map(|n| if n % 2 == 0 { -n } else { n });
+    for (n, amount) in (1..=20).zip(amounts) {
+        let key = format!("likes:{n}");
+        daemon
+            .client()
+            .command(&["INCRBY", &key, &amount.to_string()]);
+    }
+    daemon.client().command(&["INCRBY", "secret", "100"]);
+    daemon
+        .client()
+        .command(&["INCRBY", &"likes:long".repeat(40), "50"]);
+    daemon.flush();
+    let likes: Vec<_> = (1..=20)
+        .rev()
+        .map(|n| (format!("likes:{n}"), n, 0))
+        .collect();
+    let cut = "likes:long".repeat(40)[..256].to_owned();
+    let all = [&[("secret".to_owned(), 100, 0), (cut, 50, 0)], &likes[..]].concat();
+    assert_eq!(hot(&["100"]), all);
+    assert_eq!(hot(&["3"]), all[..3]);
+    assert_eq!(hot(&[]), all[..10]);
+    for wrong in ["0", "101", "-1", "x", ""] {
+        assert_eq!(
+            daemon.client().command(&["TALLY.HOT", wrong]).error(),
+            "ERR count must be an integer from 1 to 100"
+        );
+    }
+    assert_eq!(
+        daemon.client().command(&["TALLY.HOT", "1", "2"]).error(),
+        "ERR wrong number of arguments for 'tally.hot' command"
+    );
+    file.reload(&daemon, "limits.allow_keys = [\"likes:*\"]\n");
+    // The log tells before the ingest thread has heard.
+    wait_until("only what is listed is told", || hot(&["100"]) == likes);
+    assert_eq!(hot(&["1"]), likes[..1]);
+}
+
 #[test]
 fn a_key_that_is_not_listed_spoils_a_transaction() {
     let daemon = likes_only().start();

@@ -420,6 +420,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
         heard: Arc::default(),
         flush: command.clone(),
         seal_wanted: Arc::clone(&seal_wanted),
+        hot: Arc::default(),
     });
     let flush = Flush::new(
         FlushConfig {
@@ -441,7 +442,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             commands,
             seal_wanted,
             stats,
-            hot: None,
+            hot: Arc::default(),
             health: Arc::default(),
         },
     );

@@ -152,6 +152,7 @@ fn once_prints_one_block_and_ends() {
         "store                 up",
         "ratio                 1.0 increments a command",
         "pending               0 keys",
+        "hottest keys          k (1)",
     ] {
         assert!(output.lines().any(|l| l == line), "{line:?}: {output}");
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::source::{Answer, Sample};
+use super::source::{Answer, HotKey, Sample};
 use super::words::{age, bytes, count};
 
 /// Rates kept: more than any terminal has columns.
@@ -176,7 +176,12 @@ impl Model {
         )
     }
 
-    /// Everything but the rates, the most important first.
+    /// The keys that changed most of late, the hottest first.
+    pub fn hot(&self) -> &[HotKey] {
+        self.last.as_ref().map_or(&[], |last| &last.hot)
+    }
+
+    /// Everything but the rates and the keys, the most important first.
     pub fn facts(&self) -> Vec<Fact> {
         let Some(last) = &self.last else {
             return Vec::new();

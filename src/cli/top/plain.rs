@@ -2,7 +2,11 @@
 
 use super::super::check::one_line;
 use super::model::{Fact, Model, Mood};
-use super::words::{age, rate};
+use super::source::HotKey;
+use super::words::{age, count, rate};
+
+/// Hottest keys in a block.
+const HOT_KEYS: usize = 5;
 
 /// One line about now; `None` until there is a rate to tell.
 pub fn line(model: &Model) -> Option<String> {
@@ -37,11 +41,29 @@ pub fn block(model: &Model) -> String {
         let mark = mark(&fact);
         (fact.name, format!("{mark}{}", fact.value))
     });
+    let hot: Vec<String> = model.hot().iter().take(HOT_KEYS).map(hot).collect();
+    let hot = (!hot.is_empty()).then(|| ("hottest keys", hot.join(", ")));
     let mut text = format!("{}\n", one_line(&model.title()));
-    for (name, value) in rates.into_iter().chain(facts) {
+    for (name, value) in rates.into_iter().chain(facts).chain(hot) {
         text = format!("{text}{name:<21} {}\n", one_line(&value));
     }
     text
+}
+
+fn hot(key: &HotKey) -> String {
+    format!("{} ({})", key.key, change(key))
+}
+
+/// By how much a key changed, and how sure that is.
+pub fn change(key: &HotKey) -> String {
+    match key.error {
+        0 => count(key.change),
+        error => format!(
+            "{}–{}",
+            count(key.change.saturating_sub(error)),
+            count(key.change)
+        ),
+    }
 }
 
 /// What the increments cost the store.
@@ -95,6 +117,23 @@ mod tests {
         );
         let ill = line(&two("a\u{1b}[31m\nb")).unwrap();
         assert!(ill.contains("store: trouble: a\\u{1b}[31m"), "{ill}");
+    }
+
+    #[test]
+    fn the_block_ends_with_the_hottest_keys() {
+        let mut one = sample(Instant::now(), 0, &[], "");
+        one.hot = (1..=6)
+            .map(|n| HotKey {
+                key: format!("k{n}"),
+                change: 1000 * n,
+                error: n % 2,
+            })
+            .collect();
+        let text = block(&model([one]));
+        assert_eq!(
+            text.lines().last().unwrap(),
+            "hottest keys          k1 (999–1,000), k2 (2,000), k3 (2,999–3,000), k4 (4,000), k5 (4,999–5,000)"
+        );
     }
 
     #[test]

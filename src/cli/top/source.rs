@@ -1,5 +1,5 @@
-//! Asks the daemon for its numbers: `INFO` over the socket, again after each interval. Connects
-//! anew whenever the connection broke or an answer does not come.
+//! Asks the daemon for its numbers and its hottest keys: `INFO` and `TALLY.HOT` over the socket,
+//! again after each interval. Connects anew whenever the connection broke or an answer does not come.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -8,12 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use crate::hot::readable;
 use crate::time::unix_ms;
 
 /// A daemon that has not answered for so long is taken for away.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// No answer to `INFO` is longer, in bytes.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// What is asked. More keys than the tallest terminal has lines for are of no use.
+const QUESTION: &[u8] = b"*1\r\n$4\r\nINFO\r\n*2\r\n$9\r\nTALLY.HOT\r\n$2\r\n50\r\n";
+/// No answer has more elements.
+const ELEMENTS_MAX: u64 = 1000;
 /// Answers that may wait to be shown.
 const QUEUE: usize = 16;
 
@@ -24,7 +29,20 @@ pub struct Sample {
     pub at: Instant,
     /// The same by the clock that the daemon's times are by.
     pub unix_ms: u64,
+    /// The hottest first; none if the daemon does not tell.
+    pub hot: Vec<HotKey>,
     fields: BTreeMap<String, String>,
+}
+
+/// A key that changes much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HotKey {
+    /// For a reader: nothing in it moves the cursor.
+    pub key: String,
+    /// By how much it changed, at most.
+    pub change: u64,
+    /// And at least by so much less.
+    pub error: u64,
 }
 
 impl Sample {
@@ -38,6 +56,7 @@ impl Sample {
         Self {
             at: Instant::now(),
             unix_ms: unix_ms(),
+            hot: Vec::new(),
             fields,
         }
     }
@@ -81,7 +100,11 @@ impl Source {
     /// The numbers now.
     pub fn ask(&mut self) -> Answer {
         match self.try_ask() {
-            Ok(text) => Answer::Numbers(Box::new(Sample::parse(&text))),
+            Ok((text, hot)) => {
+                let mut sample = Sample::parse(&text);
+                sample.hot = hot;
+                Answer::Numbers(Box::new(sample))
+            }
             Err(error) => {
                 self.stream = None;
                 Answer::Away(format!("{}: {error}", self.socket.display()))
@@ -89,17 +112,18 @@ impl Source {
         }
     }
 
-    fn try_ask(&mut self) -> io::Result<String> {
+    fn try_ask(&mut self) -> io::Result<(String, Vec<HotKey>)> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => connect(&self.socket)?,
         };
         // A daemon that refuses the connection says why, and may have closed it already.
-        let sent = stream.get_mut().write_all(b"*1\r\n$4\r\nINFO\r\n");
-        let answer = read_bulk(&mut stream)?;
+        let sent = stream.get_mut().write_all(QUESTION);
+        let answer = String::from_utf8_lossy(&read_bulk(&mut stream)?).into_owned();
+        let hot = read_hot(&mut stream)?;
         sent?;
         self.stream = Some(stream);
-        Ok(answer)
+        Ok((answer, hot))
     }
 }
 
@@ -110,7 +134,8 @@ fn connect(socket: &Path) -> io::Result<BufReader<UnixStream>> {
     Ok(BufReader::new(stream))
 }
 
-fn read_bulk(stream: &mut impl BufRead) -> io::Result<String> {
+/// The rest of a line of this kind, or the daemon's words why there is none.
+fn read_line(stream: &mut impl BufRead, kind: char) -> io::Result<String> {
     let mut line = String::new();
     stream.take(ANSWER_BYTES_MAX).read_line(&mut line)?;
     let line = line.trim_end();
@@ -120,14 +145,47 @@ fn read_bulk(stream: &mut impl BufRead) -> io::Result<String> {
     if let Some(words) = line.strip_prefix('-') {
         return Err(io::Error::other(words.to_owned()));
     }
-    let bytes: Option<u64> = line.strip_prefix('$').and_then(|len| len.parse().ok());
-    let Some(bytes) = bytes.filter(|bytes| *bytes <= ANSWER_BYTES_MAX) else {
-        return Err(io::Error::other("the answer is not in the Redis protocol"));
-    };
-    let mut text = vec![0; bytes as usize + 2];
+    match line.strip_prefix(kind) {
+        Some(rest) => Ok(rest.to_owned()),
+        None => Err(not_redis()),
+    }
+}
+
+fn not_redis() -> io::Error {
+    io::Error::other("the answer is not in the Redis protocol")
+}
+
+fn read_number(stream: &mut impl BufRead, kind: char, max: u64) -> io::Result<u64> {
+    let number = read_line(stream, kind)?.parse().ok();
+    number.filter(|number| *number <= max).ok_or_else(not_redis)
+}
+
+fn read_bulk(stream: &mut impl BufRead) -> io::Result<Vec<u8>> {
+    let bytes = read_number(stream, '$', ANSWER_BYTES_MAX)? as usize;
+    let mut text = vec![0; bytes + 2];
     stream.read_exact(&mut text)?;
-    text.truncate(bytes as usize);
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    text.truncate(bytes);
+    Ok(text)
+}
+
+/// What `TALLY.HOT` answers; nothing from a daemon that does not know it.
+fn read_hot(stream: &mut impl BufRead) -> io::Result<Vec<HotKey>> {
+    if stream.fill_buf()?.first() == Some(&b'-') {
+        stream.take(ANSWER_BYTES_MAX).skip_until(b'\n')?;
+        return Ok(Vec::new());
+    }
+    let count = read_number(stream, '*', ELEMENTS_MAX)?;
+    let read = |_| {
+        if read_number(stream, '*', ELEMENTS_MAX)? != 3 {
+            return Err(not_redis());
+        }
+        Ok(HotKey {
+            key: readable(&read_bulk(stream)?),
+            change: read_number(stream, ':', u64::MAX)?,
+            error: read_number(stream, ':', u64::MAX)?,
+        })
+    };
+    (0..count).map(read).collect()
 }
 
 /// Asks for ever, in a thread that ends when nobody listens any more.
@@ -161,13 +219,39 @@ mod tests {
     #[test]
     fn a_bulk_string_is_read_whole_and_what_is_none_is_an_error() {
         let read = |bytes: &[u8]| read_bulk(&mut &bytes[..]).map_err(|error| error.to_string());
-        assert_eq!(read(b"$4\r\na\r\nb\r\n").unwrap(), "a\r\nb");
+        assert_eq!(read(b"$4\r\na\r\nb\r\n").unwrap(), b"a\r\nb");
         assert_eq!(read(b"-NOPERM no\r\n").unwrap_err(), "NOPERM no");
         assert!(read(b"").unwrap_err().contains("closed"));
         for bytes in [&b"+OK\r\n"[..], b"$-1\r\n", b"$9999999999\r\n", b"$x\r\n"] {
             assert!(read(bytes).unwrap_err().contains("protocol"), "{bytes:?}");
         }
         assert!(read(b"$10\r\nabc").is_err());
+    }
+
+    #[test]
+    fn hot_keys_are_read_for_a_reader_and_an_older_daemon_has_none() {
+        let read = |bytes: &[u8]| read_hot(&mut &bytes[..]).map_err(|error| error.to_string());
+        let two = b"*2\r\n*3\r\n$3\r\na\x1b\n\r\n:12\r\n:1\r\n*3\r\n$1\r\nb\r\n:3\r\n:0\r\n";
+        let key = |key: &str, change, error| HotKey {
+            key: key.to_owned(),
+            change,
+            error,
+        };
+        assert_eq!(
+            read(two).unwrap(),
+            [key("a\\u{1b}\\n", 12, 1), key("b", 3, 0)]
+        );
+        assert_eq!(read(b"*0\r\n").unwrap(), []);
+        assert_eq!(read(b"-ERR unknown command\r\n").unwrap(), []);
+        for bytes in [
+            &b"*1\r\n*2\r\n"[..],
+            b"*9999\r\n",
+            b":1\r\n",
+            b"*1\r\n*3\r\n$1\r\na\r\n:-1\r\n:0\r\n",
+        ] {
+            assert!(read(bytes).unwrap_err().contains("protocol"), "{bytes:?}");
+        }
+        assert!(read(b"").is_err());
     }
 
     #[test]
@@ -186,11 +270,11 @@ mod tests {
             let listener = UnixListener::bind(&socket).unwrap();
             let daemon = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut request = [0; 14];
+                let mut request = [0; QUESTION.len()];
                 stream.read_exact(&mut request).unwrap();
-                assert_eq!(&request, b"*1\r\n$4\r\nINFO\r\n");
+                assert_eq!(request, QUESTION);
                 stream
-                    .write_all(b"$19\r\ntallyd_peers:3\r\nx:y\r\n")
+                    .write_all(b"$19\r\ntallyd_peers:3\r\nx:y\r\n*0\r\n")
                     .unwrap();
             });
             match source.ask() {

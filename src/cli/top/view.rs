@@ -1,5 +1,5 @@
-//! Draws the model, in whatever room there is: graphs and facts, facts alone, or as much of one
-//! line as fits.
+//! Draws the model, in whatever room there is: graphs, facts and the hottest keys, facts alone, or as
+//! much of one line as fits.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -37,7 +37,11 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, paused: bool) {
     frame.render_widget(title_line(model, paused), title);
     if model.is_known() {
         draw_rates(frame, model, rates);
-        frame.render_widget(Paragraph::new(facts), rest);
+        let [facts_area, hot] =
+            Layout::vertical([Constraint::Length(facts.len() as u16), Constraint::Fill(1)])
+                .areas(rest);
+        frame.render_widget(Paragraph::new(facts), facts_area);
+        draw_hot(frame, model, hot);
     }
     let keys = Line::from("q quit   p pause").style(Style::new().add_modifier(Modifier::DIM));
     frame.render_widget(keys, footer);
@@ -106,6 +110,23 @@ fn draw_rates(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     }
 }
 
+/// As many of the hottest keys as there are lines for.
+fn draw_hot(frame: &mut Frame<'_>, model: &Model, area: Rect) {
+    if area.height < 2 || model.hot().is_empty() {
+        return;
+    }
+    let lines: Vec<Line<'static>> = model
+        .hot()
+        .iter()
+        .take(area.height as usize - 1)
+        .map(|key| Line::from(format!("{:>NAME_WIDTH$}  {}", plain::change(key), key.key)))
+        .collect();
+    let block = Block::new()
+        .borders(Borders::TOP)
+        .title("hottest keys of the last flushes, by change");
+    frame.render_widget(Paragraph::new(lines).block(block), area);
+}
+
 fn facts(model: &Model) -> Vec<Line<'static>> {
     let line = |fact: Fact| {
         let style = match fact.mood {
@@ -130,7 +151,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::super::model::tests::{model, sample};
-    use super::super::source::Answer;
+    use super::super::source::{Answer, HotKey};
     use super::*;
 
     /// What a terminal of this size shows, a string a line.
@@ -182,6 +203,38 @@ mod tests {
         assert_eq!(lines[23], "q quit   p pause", "{text}");
         assert!(!text.contains("PAUSED"), "{text}");
         assert!(shown(&busy(), (80, 24), true)[0].contains("PAUSED"));
+    }
+
+    #[test]
+    fn the_hottest_keys_take_the_room_that_is_left() {
+        let mut hot = sample(Instant::now(), 0, &[], "");
+        hot.hot = (0..50)
+            .map(|n| HotKey {
+                key: format!("likes:{n}"),
+                change: 5000 - n,
+                error: n,
+            })
+            .collect();
+        let hot = model([hot]);
+        let lines = shown(&hot, (80, 24), false);
+        let text = lines.join("\n");
+        assert!(lines[18].starts_with("hottest keys of"), "{text}");
+        assert_eq!(lines[19], format!("{:>22}  likes:0", "5,000"), "{text}");
+        assert_eq!(
+            lines[22],
+            format!("{:>22}  likes:3", "4,994–4,997"),
+            "{text}"
+        );
+        assert_eq!(lines[23], "q quit   p pause", "{text}");
+        assert!(!shown(&hot, (80, 19), false).join("\n").contains("hottest"));
+        assert!(
+            shown(&hot, (80, 100), false)
+                .join("\n")
+                .contains("likes:49")
+        );
+        for height in 1..40 {
+            assert_eq!(shown(&hot, (10, height), false).len(), height as usize);
+        }
     }
 
     #[test]

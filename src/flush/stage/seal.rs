@@ -32,21 +32,17 @@ impl<S: Store> Flush<S> {
             Closed::Epoch(writer) => writer,
             Closed::Empty(writer) => {
                 self.standby = Some(writer);
-                if let Some(hot) = &self.hot {
-                    hot.add_epoch(Instant::now(), std::iter::empty());
-                }
+                self.hot.add_epoch(Instant::now(), std::iter::empty());
                 return Ok(true);
             }
         };
         fail_point("seal.closed");
-        let hot = self.hot.clone();
+        let hot = Arc::clone(&self.hot);
         // File I/O waits where it holds up no other stage.
         let sealing = tokio::task::spawn_blocking(move || {
             let sealed = writer.seal()?;
-            if let Some(hot) = hot {
-                let epoch = sealed.deltas().map(|delta| (delta.key, delta.amount));
-                hot.add_epoch(Instant::now(), epoch);
-            }
+            let epoch = sealed.deltas().map(|delta| (delta.key, delta.amount));
+            hot.add_epoch(Instant::now(), epoch);
             Ok(sealed)
         });
         let sealed = within(&self.health, DISK_PATIENCE, sealing)

@@ -268,7 +268,11 @@ fn pump(shared: &Shared, index: usize, direction: Direction, mut from: TcpStream
     let mut chunk = vec![0; 64 * 1024];
     let mut tail = Vec::new();
     loop {
-        let got = from.read(&mut chunk).unwrap_or(0);
+        let got = match from.read(&mut chunk) {
+            // A process that was stopped for a moment comes back with this.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            read => read.unwrap_or(0),
+        };
         if got == 0 {
             let _ = to.shutdown(Shutdown::Write);
             return;

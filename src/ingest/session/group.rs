@@ -1,0 +1,296 @@
+//! A group: operations that are applied together, and their answers in the order of the commands.
+
+use bytes::Bytes;
+
+use super::super::core::{Core, State};
+use super::super::taken::{LANE_MAX, Lanes, Verb};
+use super::{Action, Next, ReplyMode, Session};
+use crate::counters::{Answer, BadValue, Kind, Op, RecordError};
+use crate::store::KeyError;
+use crate::wire::encode::{self, Out, Version};
+
+/// Between groups of answers: what a command over several keys adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum What {
+    /// The beginning of an array of so many answers.
+    Array(usize),
+    /// So many operations are answered by one array, with nothing for keys that hold no counter.
+    Values(usize),
+    /// So many operations are answered by one count of the keys that exist.
+    Count(usize),
+    /// Bytes of `Session::raw`, to be sent as they are.
+    Raw { start: usize, end: usize },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    /// Comes before the answer to this operation.
+    pub(super) before: usize,
+    pub(super) what: What,
+}
+
+impl Session {
+    pub(super) fn push_op(&mut self, (kind, amount, by): Action, start: usize, len: usize) {
+        let mut op = Op::new(kind, start, len, amount);
+        op.note = by as u8;
+        if self.reply != ReplyMode::On {
+            op.quiet = true;
+            if self.reply == ReplyMode::SkipNext {
+                self.reply = ReplyMode::On;
+            }
+        }
+        self.ops.push(op);
+    }
+
+    pub(super) fn push_piece(&mut self, what: What) {
+        if self.reply == ReplyMode::On {
+            self.pieces.push(Piece {
+                before: self.ops.len(),
+                what,
+            });
+        }
+    }
+
+    /// Finishes the group because the burst ends with `next`; waiting for values comes first.
+    pub(super) fn end_group(
+        &mut self,
+        core: &Core,
+        input: &[u8],
+        out: &mut Out,
+        next: Next,
+    ) -> Next {
+        if self.finish_group(core, input, out) == Next::Cold {
+            Next::Cold
+        } else {
+            next
+        }
+    }
+
+    pub(super) fn finish_group(&mut self, core: &Core, input: &[u8], out: &mut Out) -> Next {
+        if !self.ops.is_empty() && self.apply_group(core, input) {
+            return Next::Cold;
+        }
+        self.answer_group(core, out);
+        Next::Read
+    }
+
+    /// Applies the group. `true`: it must wait for values before it is answered.
+    fn apply_group(&mut self, core: &Core, input: &[u8]) -> bool {
+        if core.durable.failure().is_some() {
+            for op in &mut self.ops {
+                op.answer = Answer::Record(RecordError::Disk);
+            }
+            return false;
+        }
+        core.apply(input, &mut self.ops);
+        let mut cold = false;
+        let mut bad = false;
+        for (index, op) in self.ops.iter().enumerate() {
+            bad |= matches!(op.answer, Answer::Bad(_));
+            match op.answer {
+                Answer::Cold(_) | Answer::Unknown if core.config.load => {
+                    let key = core.loads.cold(op.key(input));
+                    let sum = key.add(if op.kind == Kind::Add { op.amount } else { 0 });
+                    self.cold.push((index, sum, key));
+                    cold |= !op.quiet;
+                }
+                Answer::Aged(_) => cold |= !op.quiet,
+                _ => {}
+            }
+        }
+        if bad {
+            // Looked at again: someone may have mended them.
+            let bad = self
+                .ops
+                .iter()
+                .filter(|op| matches!(op.answer, Answer::Bad(_)));
+            let keys: Vec<Bytes> = bad
+                .map(|op| Bytes::copy_from_slice(op.key(input)))
+                .collect();
+            core.loads.ask(&keys);
+        }
+        if !cold {
+            self.cold.clear();
+        }
+        if cold {
+            self.cold_input.clear();
+            self.cold_input.extend_from_slice(input);
+        }
+        cold
+    }
+
+    /// The keys that the group waits for.
+    pub fn cold_keys(&self) -> Vec<Bytes> {
+        let cold = |op: &&Op| {
+            matches!(
+                op.answer,
+                Answer::Cold(_) | Answer::Unknown | Answer::Aged(_)
+            )
+        };
+        let mut keys: Vec<&[u8]> = self
+            .ops
+            .iter()
+            .filter(cold)
+            .map(|op| op.key(&self.cold_input))
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.into_iter().map(Bytes::copy_from_slice).collect()
+    }
+
+    /// The values that the group waited for have come, or will not: answers it.
+    pub fn finish_cold(&mut self, core: &Core, out: &mut Out) {
+        let input = std::mem::take(&mut self.cold_input);
+        let mut state = core.state.borrow_mut();
+        let State { table, writer, .. } = &mut *state;
+        for (index, sum, cold) in self.cold.drain(..) {
+            let op = &mut self.ops[index];
+            let key = op.key(&input);
+            let Some(view) = table.view(key) else {
+                continue;
+            };
+            let now = view.value.saturating_add(view.pending);
+            if let Some(bad) = view.bad {
+                if op.kind == Kind::Get || table.take_back(key, op.amount, writer) {
+                    op.answer = Answer::Bad(bad);
+                }
+            } else if matches!(op.answer, Answer::Unknown) && !view.stored {
+                op.answer = Answer::Missing;
+            } else {
+                // Also if the value did not come: then on what was last known of it, if anything.
+                op.answer = Answer::Value(cold.answer(sum, now));
+            }
+        }
+        for op in &mut self.ops {
+            if let Answer::Aged(pending) = op.answer
+                && let Some(view) = table.view(op.key(&input))
+            {
+                op.answer = if let Some(bad) = view.bad {
+                    Answer::Bad(bad)
+                } else if view.stored || view.pending != 0 {
+                    Answer::Value(view.value.saturating_add(pending))
+                } else {
+                    Answer::Missing
+                };
+            }
+        }
+        drop(state);
+        self.answer_group(core, out);
+    }
+
+    /// Encodes the answers of the group, which is in the journal by now.
+    pub(super) fn answer_group(&mut self, core: &Core, out: &mut Out) {
+        let mut taken = 0;
+        let mut errors = 0;
+        for ops in self.ops.chunks(LANE_MAX) {
+            let mut lanes = Lanes::default();
+            for op in ops {
+                match op.answer {
+                    Answer::Value(_) | Answer::Cold(_) => {
+                        lanes.add(op.note, op.kind == Kind::Add);
+                    }
+                    Answer::Missing | Answer::Unknown | Answer::Aged(_) => {}
+                    _ => errors += 1,
+                }
+            }
+            taken += note_taken(core, lanes);
+        }
+        if self.pieces.is_empty() {
+            for op in self.ops.iter().filter(|op| !op.quiet) {
+                answer(op, self.version, out);
+            }
+        } else {
+            self.answer_pieces(out);
+        }
+        if errors > 0 {
+            core.notices.refused(&self.ops);
+        }
+        self.took |= taken > 0;
+        core.stats.commands_total.add(self.ops.len() as u64);
+        core.stats.errors_total.add(errors);
+        self.ops.clear();
+        self.pieces.clear();
+        self.raw.clear();
+    }
+
+    fn answer_pieces(&self, out: &mut Out) {
+        let mut pieces = self.pieces.iter().peekable();
+        let mut at = 0;
+        loop {
+            while let Some(piece) = pieces.next_if(|piece| piece.before == at) {
+                match piece.what {
+                    What::Array(len) => encode::array(out, len),
+                    What::Raw { start, end } => out.extend_from_slice(&self.raw[start..end]),
+                    What::Values(keys) => {
+                        encode::array(out, keys);
+                        for op in &self.ops[at..at + keys] {
+                            match op.answer {
+                                Answer::Bad(_) => encode::null(out, self.version),
+                                _ => answer(op, self.version, out),
+                            }
+                        }
+                        at += keys;
+                    }
+                    What::Count(keys) => {
+                        let exist = self.ops[at..at + keys].iter().filter(|op| exists(op));
+                        encode::integer(out, exist.count() as i64);
+                        at += keys;
+                    }
+                }
+            }
+            let Some(op) = self.ops.get(at) else { return };
+            if !op.quiet {
+                answer(op, self.version, out);
+            }
+            at += 1;
+        }
+    }
+}
+
+/// Adds to the numbers, by command; returns the sum.
+fn note_taken(core: &Core, lanes: Lanes) -> u64 {
+    let stats = &core.stats;
+    let mut sum = 0;
+    for (by, number) in [
+        (Verb::Incr, &stats.increments_incr_total),
+        (Verb::IncrBy, &stats.increments_incrby_total),
+        (Verb::Decr, &stats.increments_decr_total),
+        (Verb::DecrBy, &stats.increments_decrby_total),
+    ] {
+        let taken = lanes.get(by);
+        if taken > 0 {
+            number.add(taken);
+            sum += taken;
+        }
+    }
+    stats.increments_total.add(sum);
+    sum
+}
+
+fn exists(op: &Op) -> bool {
+    matches!(
+        op.answer,
+        Answer::Value(_) | Answer::Cold(_) | Answer::Bad(_)
+    )
+}
+
+#[inline]
+fn answer(op: &Op, version: Version, out: &mut Out) {
+    match (op.kind, op.answer) {
+        (Kind::Add, Answer::Value(value) | Answer::Cold(value)) => encode::integer(out, value),
+        (Kind::Get, Answer::Value(value) | Answer::Cold(value)) => encode::bulk_integer(out, value),
+        (_, Answer::Missing | Answer::Unknown | Answer::Aged(_)) => encode::null(out, version),
+        (_, Answer::Bad(BadValue::WrongType)) => {
+            encode::error(out, KeyError::WrongType.to_string());
+        }
+        (_, Answer::Bad(BadValue::NotInteger)) => {
+            encode::error(out, KeyError::NotInteger.to_string());
+        }
+        (_, Answer::Overflow) => encode::error(out, KeyError::Overflow.to_string()),
+        (_, Answer::Full) => encode::error(
+            out,
+            "OOM limits.max_view_bytes is reached, and every key in memory has deltas pending",
+        ),
+        (_, Answer::Record(error)) => encode::error(out, error.to_string()),
+    }
+}
