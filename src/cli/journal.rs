@@ -368,7 +368,7 @@ mod tests {
     /// Of a running daemon: segment 1 applied, 2 sealed, 3 open, 4 standby.
     fn running(dir: &Path) -> (Directory, Writer) {
         let (mut directory, _, mut writer) = Directory::open(dir, 2, 1 << 20).unwrap();
-        directory.note_claim("a server").unwrap();
+        directory.note_server("a server").unwrap();
         for key in ["a", "b", "c"] {
             writer.append(key.as_bytes(), 5).unwrap();
         }

@@ -37,7 +37,8 @@ pub struct Known<'a> {
     pub claimed: bool,
     /// Whether any run of this node may have signed it.
     pub ever_claimed: bool,
-    /// The server as last seen by this process; before that, the one that the node began with.
+    /// The server as last seen by this process; before that, the one that is known to have had the
+    /// token, or was to get the first one.
     pub server: Option<&'a str>,
     /// The highest clock that this process has seen.
     pub clock: u64,
@@ -76,7 +77,7 @@ pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
         return match (lost_its_clock, same_server) {
             (true, true) => Verdict::Emptied,
             (true, false) => Verdict::RolledBack(0),
-            // Who does not know where it began cannot tell another server.
+            // Who does not know where the token was cannot tell another server.
             (false, false) if known.whole && known.server.is_some() => Verdict::RolledBack(0),
             (false, _) => Verdict::TokenLost,
         };

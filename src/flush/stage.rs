@@ -189,8 +189,10 @@ pub struct Flush<S: Store> {
     ever_claimed: bool,
     /// No former process has used a higher batch number.
     numbered: u64,
-    /// As last seen; before that the one that the node's first token was written to.
+    /// As last seen, by a former process if this one has not seen it.
     server: Option<String>,
+    /// Whether the directory tells this server.
+    server_is_noted: bool,
     clock: u64,
     /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
     done: HashMap<u64, BTreeMap<usize, Settled>>,
@@ -232,7 +234,7 @@ impl<S: Store> Flush<S> {
     /// Builds the stage; nothing runs yet.
     pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
         let identity = parts.directory.identity();
-        let server = parts.directory.first_server().map(str::to_owned);
+        let server = parts.directory.server().map(str::to_owned);
         Flush {
             config,
             store: parts.store,
@@ -271,6 +273,7 @@ impl<S: Store> Flush<S> {
             applied: parts.applied,
             claimed: false,
             server,
+            server_is_noted: false,
             clock: 0,
             done: HashMap::new(),
             warned: HashSet::new(),

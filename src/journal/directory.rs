@@ -109,7 +109,7 @@ struct NodeFile {
     /// Whether a token of this node may be in the store.
     #[serde(default)]
     claimed: bool,
-    /// The server that was to get the first of them.
+    /// The server that has it, or was to get the first one.
     #[serde(default)]
     server: Option<String>,
     /// When the last run was at work.
@@ -239,8 +239,8 @@ impl Directory {
         self.ever_claimed
     }
 
-    /// The server that this node's first token was written to, if that is known.
-    pub fn first_server(&self) -> Option<&str> {
+    /// The server that has this node's token, or was to get the first one, if that is known.
+    pub fn server(&self) -> Option<&str> {
         self.server.as_deref()
     }
 
@@ -249,12 +249,12 @@ impl Directory {
         self.numbered
     }
 
-    /// Notes, durably, that this node's first token is about to be written to this server: from now
-    /// on its absence means something.
+    /// Notes, durably, that this server has this node's token, or is about to get the first one: from
+    /// now on its absence means something.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn note_claim(&mut self, server: &str) -> Result<(), JournalError> {
+    pub fn note_server(&mut self, server: &str) -> Result<(), JournalError> {
         self.ever_claimed = true;
         self.server = Some(server.to_owned());
         self.write_node()
@@ -560,7 +560,7 @@ pub struct NodeFacts {
     pub runs: Vec<RunId>,
     /// Whether a token of this node may be in the store.
     pub claimed: bool,
-    /// The server that was to get the first of them, if that is known.
+    /// The server that has it, or was to get the first one, if that is known.
     pub server: Option<String>,
     /// When the last of these runs was at work.
     pub last: Boot,

@@ -327,21 +327,32 @@ fn a_replica_that_knows_nothing_of_a_young_node_gets_all_it_lacks() {
 
 /// Emptied by its owner: the same process, without token and clock. What was flushed stays gone,
 /// what is pending arrives. Guards that the server's identity is compared. Seen to fail when
-/// every emptied store was taken for one that lost its data.
+/// every emptied store was taken for one that lost its data, and, after a restart of the daemon, when
+/// the server was not noted, or only the first one.
 #[test]
 fn counters_begin_anew_after_a_flushall() {
-    let redis = RedisServer::start(&[]);
-    let daemon = Daemon::builder(redis.url()).flush_interval(NEVER).start();
-    let mut client = daemon.client();
-    for round in 1..=3 {
+    let mut redis = RedisServer::start(&[]);
+    let mut daemon = Daemon::builder(redis.url()).flush_interval(NEVER).start();
+    for round in 1..=4 {
+        let mut client = daemon.client();
         client.command(&["INCRBY", "anew", "100"]);
         daemon.flush();
         client.command(&["INCRBY", "anew", "7"]);
         ok(&redis, "FLUSHALL");
+        if round % 2 == 0 {
+            daemon.restart();
+        }
+        let mut client = daemon.client();
         daemon.flush();
         assert_eq!(redis.counter("anew"), 7);
         wait_until("the view follows", || client.number(&["GET", "anew"]) == 7);
         assert_eq!(lines(&daemon, "the store was emptied"), round);
+        if round == 2 {
+            // Another one from now on, and this node knows it.
+            ok(&redis, "SAVE");
+            redis.kill9();
+            redis.restart();
+        }
     }
 }
 

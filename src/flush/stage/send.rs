@@ -11,8 +11,8 @@ use tracing::{error, info, warn};
 use super::super::link::{Announcement, Settled, ToCounters};
 use super::{Flush, FlushError, PAUSE_MAX, Pause, on_disk, within};
 use crate::fail_point::fail_point;
-use crate::journal::Sealed;
 use crate::journal::rejected::Rejected;
+use crate::journal::{JournalError, Sealed};
 use crate::stats::Stats;
 use crate::store::{Claim, Delta, KeyError, Lane, Outcome, Refusal, Store};
 use crate::time::unix_ms;
@@ -60,21 +60,17 @@ impl<S: Store> Flush<S> {
             self.finish().await?;
             return Ok(ControlFlow::Continue(()));
         }
+        let must_claim = self.config.exactly_once && self.token != Some(batch - 1);
+        if must_claim && !self.ever_claimed {
+            if let Err(error) = self.note_server() {
+                return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
+            }
+            self.ever_claimed = true;
+        }
         let Some(lane) = self.lane.as_mut() else {
             return Ok(ControlFlow::Break(Pause::None));
         };
-        if self.config.exactly_once && self.token != Some(batch - 1) {
-            if !self.ever_claimed {
-                let mut directory = self
-                    .directory
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                let server = self.server.as_deref().unwrap_or_default();
-                if let Err(error) = on_disk(&self.health, || directory.note_claim(server)) {
-                    return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
-                }
-                self.ever_claimed = true;
-            }
+        if must_claim {
             match within(&self.health, Self::STORE_PATIENCE, lane.claim(batch - 1)).await {
                 Claim::Claimed => {
                     fail_point("claim.done");
@@ -113,6 +109,15 @@ impl<S: Store> Flush<S> {
                 self.token = Some(batch);
                 self.confirmed = Some(Instant::now());
                 self.recovered();
+                if self.config.exactly_once
+                    && !self.server_is_noted
+                    && let Err(error) = self.note_server()
+                    && let Some(told) = self.lines.files.again()
+                {
+                    // Only a later process misses it, and takes an emptied store for one that lost
+                    // its data.
+                    warn!(count = told.count, %error, "cannot note which server has the token");
+                }
                 let again = self.sort_out(&segment, batch, &deltas, &sent, values).await;
                 if let Some(reason) = again {
                     return Ok(ControlFlow::Break(Pause::Own(reason)));
@@ -143,6 +148,18 @@ impl<S: Store> Flush<S> {
                 Ok(self.drop_lane(Pause::Trouble(error)))
             }
         }
+    }
+
+    /// Not before the token is there: that it is absent elsewhere must go on to mean something.
+    fn note_server(&mut self) -> Result<(), JournalError> {
+        let server = self.server.as_deref().unwrap_or_default();
+        let lock = self.directory.lock();
+        let mut directory = lock.unwrap_or_else(PoisonError::into_inner);
+        if directory.server() != Some(server) {
+            on_disk(&self.health, || directory.note_server(server))?;
+        }
+        self.server_is_noted = true;
+        Ok(())
     }
 
     pub(super) fn drop_lane(&mut self, pause: Pause) -> ControlFlow<Pause> {

@@ -67,6 +67,7 @@ impl<S: Store> Flush<S> {
         if std::mem::take(&mut self.uncertain) && self.config.exactly_once {
             self.stats.uncertain_resolved_total.add(1);
         }
+        self.server_is_noted &= self.server.as_deref() == Some(&standing.server);
         self.server = Some(standing.server);
         self.clock = standing.clock;
         self.lane = Some(lane);

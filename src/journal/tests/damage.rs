@@ -41,7 +41,7 @@ impl Sample {
         let dir = scratch();
         let state = dir.path().join("state");
         let (mut directory, _, mut writer) = open(&state, BATCH_KEYS);
-        directory.note_claim("a server").unwrap();
+        directory.note_server("a server").unwrap();
         // Earlier batches are gone, so that a number taken for 1 is wrong.
         for _ in 0..4 {
             writer.append(b"gone", 1).unwrap();

@@ -120,7 +120,7 @@ fn a_node_keeps_its_id_and_remembers_its_runs_and_its_claim() {
     let (mut directory, _, _) = open(dir.path(), 2);
     let first = directory.identity();
     assert!(!directory.ever_claimed());
-    directory.note_claim("a server").unwrap();
+    directory.note_server("a server").unwrap();
     drop(directory);
     for runs in 2..70 {
         let (directory, ..) = open(dir.path(), 2);
@@ -129,7 +129,7 @@ fn a_node_keeps_its_id_and_remembers_its_runs_and_its_claim() {
         assert_eq!(directory.runs().len(), runs.min(64));
         assert_eq!(directory.runs().last(), Some(&directory.identity().run));
         assert!(directory.ever_claimed());
-        assert_eq!(directory.first_server(), Some("a server"));
+        assert_eq!(directory.server(), Some("a server"));
     }
 }
 

@@ -116,7 +116,7 @@ proptest! {
         let dir = scratch();
         let state = dir.path().join("state");
         let (mut directory, _, mut writer) = open(&state, batch_keys);
-        directory.note_claim("a server").unwrap();
+        directory.note_server("a server").unwrap();
         let mut model = Model { batch_keys: batch_keys as usize, open_first: 1, ..Model::default() };
         let mut sealed: Vec<Sealed> = Vec::new();
         let mut places: HashMap<usize, (u32, usize)> = HashMap::new();
