@@ -98,6 +98,8 @@ impl<S: Store> Flush<S> {
                             "the store has batches that the journal does not know any more"
                         );
                         self.applied = upto;
+                        // Of which keys, nobody knows.
+                        self.tell(ToCounters::ForgetClocks).await?;
                         break;
                     }
                     if let Err(pause) = self.read_back(upto).await? {
@@ -141,7 +143,11 @@ impl<S: Store> Flush<S> {
         let Some(segment) = self.queue.front().cloned() else {
             return Ok(Ok(())); // `resolve` allows nothing beyond what was sealed.
         };
-        self.applied = self.applied.max(segment.first_batch() - 1);
+        if self.applied < segment.first_batch() - 1 {
+            self.applied = segment.first_batch() - 1;
+            // The store may have batches whose keys nobody knows.
+            self.tell(ToCounters::ForgetClocks).await?;
+        }
         if self.applied >= upto {
             // The token names a batch of a segment that was set aside as damaged; this one was
             // never sent.
