@@ -548,6 +548,7 @@ fn a_daemon_without_descriptors_serves_whom_it_has_and_recovers_when_clients_lea
         daemon.flush();
         assert_eq!(redis.counter("descriptors"), total);
     }
+    assert!(stat(&daemon, "connections_refused_descriptors_total") > 0);
     let said = lines(&daemon, "cannot accept a connection");
     assert!(said <= 6, "said {said} times");
 }

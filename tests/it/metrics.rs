@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::io::Write as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -442,6 +444,67 @@ fn each_metric_moves_with_its_cause() {
 }
 
 /// `limits.max_view_bytes` and `listen.max_connections`.
+/// Speaks another protocol, whatever it is asked.
+fn web_server() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    address
+}
+
+#[test]
+fn each_way_in_which_a_flush_can_fail_is_counted_as_itself() {
+    let redis = RedisServer::start(&[]);
+    let proxy = Proxy::start(redis.address());
+    let watched = watched(
+        Daemon::builder(proxy.url())
+            .flush_interval(NEVER)
+            .set("publish.enabled", false),
+    );
+    let daemon = &watched.daemon;
+    let mut client = daemon.client();
+    client.command(&["INCR", "k"]);
+    daemon.flush();
+    let token = redis.cli(&["KEYS", "tallyd:token:*"]).items()[0].text();
+    let outcome = |outcome: &str| format!("tallyd_batches_total{{outcome=\"{outcome}\"}}");
+    let retries = |kind: &str| format!("tallyd_retries_total{{kind=\"{kind}\"}}");
+    let flush_later = || daemon.signal(rustix::process::Signal::USR1);
+
+    // Somebody touches the watched token between two batches.
+    let value = redis.cli(&["GET", &token]).text();
+    redis.cli(&["SET", &token, &value]);
+    client.command(&["INCR", "k"]);
+    watched.moves(&[&outcome("aborted")], || daemon.flush());
+
+    redis.cli(&["ACL", "SETUSER", "default", "resetkeys", "~k", "~tallyd:*"]);
+    client.command(&["INCR", "other"]);
+    watched.moves(&[&outcome("keys_refused")], || daemon.flush());
+
+    client.command(&["INCR", "k"]);
+    proxy.hold(Direction::Replies);
+    watched.moves(&[&retries("timeout")], flush_later);
+    proxy.heal();
+    daemon.flush();
+
+    proxy.reroute(web_server());
+    proxy.cut_all();
+    client.command(&["INCR", "k"]);
+    watched.moves(&[&retries("protocol")], flush_later);
+    proxy.reroute(redis.address());
+    proxy.cut_all();
+    daemon.flush();
+    assert_eq!(redis.counter("k"), 4);
+
+    // Another daemon's signature.
+    redis.cli(&["SET", &token, "1 0123456789abcdef"]);
+    client.command(&["INCR", "k"]);
+    watched.moves(&[&retries("local"), "tallyd_store_conflict"], flush_later);
+}
+
 #[test]
 fn limits_that_are_met_are_counted() {
     let watched = watched(
