@@ -59,7 +59,8 @@ pub enum ToCounters {
         /// Indices of deltas that are in the rejected file.
         skip: Vec<usize>,
     },
-    /// The store went back in time.
+    /// The store went back in time, or has what nobody here knows of: no value is sure any more. The
+    /// log has been told.
     ForgetClocks,
     /// Values that were asked for.
     Loaded {

@@ -265,7 +265,7 @@ impl Core {
                     }
                 }
             }
-            ToCounters::ForgetClocks => self.went_back(state, 0),
+            ToCounters::ForgetClocks => self.forget_clocks(state, 0),
             ToCounters::Loaded {
                 keys,
                 reading,
@@ -275,7 +275,8 @@ impl Core {
                 match &reading {
                     Ok(reading) => {
                         if reading.clock < asked.clock {
-                            self.went_back(state, reading.clock);
+                            tracing::warn!("the store went back in time: all values are read anew");
+                            self.forget_clocks(state, reading.clock);
                         }
                         self.heard.clock(reading.clock);
                         let reach = if asked.losses == self.heard.now().losses {
@@ -510,8 +511,7 @@ impl Core {
         });
     }
 
-    fn went_back(&self, state: &mut State, clock: u64) {
-        tracing::warn!("the store went back in time: all values are read anew");
+    fn forget_clocks(&self, state: &mut State, clock: u64) {
         state.table.forget_clocks();
         state.unsettled.clear();
         self.heard.restart(clock);

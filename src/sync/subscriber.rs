@@ -32,6 +32,8 @@ const HEARTBEATS_MISSED: u32 = 3;
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// A node that was not heard for so long is forgotten.
 const PEER_AGE_MAX: Duration = Duration::from_secs(3600);
+/// They are counted at most so often while none is new.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// Nodes remembered at a time.
 const PEERS_MAX: usize = 10_000;
 
@@ -172,6 +174,7 @@ impl<S: Store> Subscriber<S> {
             .map_or(SILENCE_MAX, |heartbeat| heartbeat * HEARTBEATS_MISSED);
         let mut peers = Peers::default();
         let since = Instant::now();
+        let mut counted = (0, since);
         // Whatever was published while nobody listened.
         if self.counters.send(ToCounters::Stale).await.is_err() {
             return None;
@@ -193,7 +196,11 @@ impl<S: Store> Subscriber<S> {
                     let _ = self.counters.send(ToCounters::Message(text)).await;
                 }
             }
-            self.stats.peers.set(peers.count() as u64);
+            let (known, at) = counted;
+            if known != peers.0.len() || at.elapsed() >= COUNT_EVERY {
+                self.stats.peers.set(peers.count() as u64);
+                counted = (peers.0.len(), Instant::now());
+            }
         }
     }
 
