@@ -28,7 +28,8 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use tallyd::counters::{Kind, Op, RecordError, Recorder, Table, TableLimits};
-use tallyd::sync::message::{Message, Received, VERSION};
+use tallyd::store::{Identity, NodeId, RunId};
+use tallyd::sync::message::{Head, Received};
 
 const KEYS: usize = 100_000;
 const DELTAS: usize = 1000;
@@ -226,28 +227,24 @@ fn key(number: usize) -> String {
 
 fn messages(count: usize, clock: u64, seed: u64) -> Vec<Vec<u8>> {
     let mut rng = fastrand::Rng::with_seed(seed);
+    let identity = Identity {
+        node: NodeId(0x77),
+        run: RunId(0x99),
+    };
+    let head = Head::new(identity, "bench");
     (0..count as u64)
         .map(|number| {
-            let mut message = Message {
-                v: VERSION,
-                node: "0123456789abcdef0123456789abcdef".to_owned(),
-                name: "bench".to_owned(),
-                run: "0123456789abcdef".to_owned(),
-                seq: number + 1,
-                clock: clock + number,
-                at: 1_763_835_000_123,
-                deltas: Vec::new(),
-                deltas_b64: Vec::new(),
-            };
-            for _ in 0..DELTAS {
-                let at = rng.usize(..KEYS);
-                message.push(
-                    key(at).as_bytes(),
-                    rng.i64(1..10_000),
-                    number as i64 * 1_000_000 + at as i64,
-                );
-            }
-            serde_json::to_vec(&message).expect("it is text")
+            let deltas: Vec<(String, i64, i64)> = (0..DELTAS)
+                .map(|_| {
+                    let at = rng.usize(..KEYS);
+                    let value = number as i64 * 1_000_000 + at as i64;
+                    (key(at), rng.i64(1..10_000), value)
+                })
+                .collect();
+            let deltas = deltas
+                .iter()
+                .map(|(key, amount, value)| (key.as_bytes(), *amount, *value));
+            head.message(number + 1, clock + number, 1_763_835_000_123, deltas)
         })
         .collect()
 }

@@ -38,6 +38,7 @@ use crate::store::embedded::EmbeddedStore;
 use crate::store::redis::RedisStore;
 use crate::store::{Identity, Store, StoreError};
 use crate::sync::loader::Loader;
+use crate::sync::message::Head;
 use crate::sync::publisher::Publisher;
 use crate::sync::subscriber::Subscriber;
 use crate::systemd::Manager;
@@ -260,10 +261,10 @@ impl Daemon {
                 health: Arc::clone(&health),
             },
         );
+        let head = Head::new(identity, &config.node.name);
         let publisher = Publisher {
             store: Arc::clone(&store),
-            identity,
-            name: config.node.name.clone(),
+            head: head.clone(),
             enabled: config.publish.enabled,
             heartbeat: config.publish.heartbeat,
             announcements,
@@ -273,7 +274,7 @@ impl Daemon {
         };
         let subscriber = Subscriber {
             store: Arc::clone(&store),
-            identity,
+            head,
             heartbeat: config.publish.enabled.then_some(config.publish.heartbeat),
             counters: to_counters.clone(),
             stop: unwanted.clone(),

@@ -18,7 +18,7 @@ mod table;
 
 pub use op::{Answer, BadValue, Kind, Op};
 pub use prefetch::prefetch;
-pub use table::{Announced, Observed, Reach, StaleSweep, Table, TableLimits, View};
+pub use table::{Announced, GROUP, Observed, Reach, StaleSweep, Table, TableLimits, View};
 
 /// Where the deltas of the open epoch are written down, one record a key.
 pub trait Recorder {

@@ -18,7 +18,7 @@ use super::prefetch::prefetch;
 pub use observe::{Announced, Observed, Reach, StaleSweep};
 
 /// So many commands have their cache misses in flight together.
-const GROUP: usize = 64;
+pub const GROUP: usize = 64;
 /// What one counter costs: its entry, and its share of an index that is 3/8 to 3/4 full.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 16;
 /// So many entries one search for a victim looks at, at most: some microseconds.
@@ -174,6 +174,25 @@ impl Table {
                 Kind::Add => add(entry, key, op.amount, epoch, recorder),
                 Kind::Get => get(entry, self.now, self.age_max),
             };
+        }
+    }
+
+    /// Brings what is held of these keys, at most [`GROUP`] of them, near, so that their cache misses
+    /// overlap.
+    pub fn prefetch<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+        let mask = self.slots.len() - 1;
+        let mut tags = [0; GROUP];
+        let mut count = 0;
+        for (key, tag) in keys.zip(&mut tags) {
+            *tag = self.tag(key);
+            prefetch(&self.slots[*tag as usize & mask]);
+            count += 1;
+        }
+        for &tag in &tags[..count] {
+            let entry = self.candidate(tag);
+            if entry != NONE {
+                prefetch(&self.entries[entry as usize]);
+            }
         }
     }
 

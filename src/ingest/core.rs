@@ -18,13 +18,15 @@ use super::hub::{Hub, KEY_CHANNEL};
 use super::loads::Loads;
 use super::notices::Notices;
 use super::{Access, IngestConfig};
-use crate::counters::{Announced, BadValue, Observed, Op, Reach, Recorder, StaleSweep, Table};
+use crate::counters::{
+    Announced, BadValue, GROUP, Observed, Op, Reach, Recorder, StaleSweep, Table,
+};
 use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Heard, Settled, ToCounters};
 use crate::hot::Hot;
 use crate::journal::{Sealed, Writer};
 use crate::stats::Stats;
-use crate::store::{KeyError, Reading};
+use crate::store::{Delta, KeyError, Reading};
 use crate::time::unix_ms;
 
 /// Bytes read from a socket at a time; fits the second-level cache with the replies.
@@ -326,7 +328,11 @@ impl Core {
         let epoch = state.writer.epoch();
         let watched = self.hub.borrow().watches_keys();
         let table = &mut state.table;
-        for (delta, settled) in segment.batch(batch).zip(settled) {
+        let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
+        for (index, (delta, settled)) in deltas.iter().zip(settled).enumerate() {
+            if index.is_multiple_of(GROUP) {
+                table.prefetch(deltas[index..].iter().map(|delta| delta.key));
+            }
             match settled {
                 Settled::Stored(value) => {
                     let stored = value.map(|value| (value, clock));

@@ -12,45 +12,97 @@ use std::borrow::Cow;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::counters::Announced;
+use crate::store::Identity;
 
 /// The version written here.
 pub const VERSION: u32 = 1;
 
-/// One message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// [`VERSION`].
-    pub v: u32,
-    /// The sender's node id.
-    pub node: String,
-    /// The sender's name.
-    pub name: String,
-    /// The sender's run.
-    pub run: String,
-    /// Number of the message in its run.
-    pub seq: u64,
-    /// The store's clock of the values.
-    pub clock: u64,
-    /// Unix time in milliseconds.
-    pub at: u64,
-    /// Key, amount, value after it.
-    pub deltas: Vec<(String, i64, i64)>,
-    /// As above, the key in base64.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub deltas_b64: Vec<(String, i64, i64)>,
+/// What all messages of one run begin with.
+#[derive(Debug, Clone)]
+pub struct Head {
+    node: String,
+    run: String,
+    text: String,
 }
 
-impl Message {
-    /// Adds one delta.
-    pub fn push(&mut self, key: &[u8], amount: i64, value: i64) {
-        match std::str::from_utf8(key) {
-            Ok(text) => self.deltas.push((text.to_owned(), amount, value)),
-            Err(_) => self.deltas_b64.push((STANDARD.encode(key), amount, value)),
-        }
+impl Head {
+    /// Of the messages of this run, with the label that its node has.
+    pub fn new(identity: Identity, name: &str) -> Self {
+        let (node, run) = (identity.node.to_string(), identity.run.to_string());
+        let name = serde_json::Value::from(name);
+        let text = format!(r#"{{"v":{VERSION},"node":"{node}","name":{name},"run":"{run}","#);
+        Head { node, run, text }
     }
+
+    /// A message with these deltas: key, amount, value after it. Without any it is a heartbeat.
+    pub fn message<'k>(
+        &self,
+        seq: u64,
+        clock: u64,
+        at: u64,
+        deltas: impl Iterator<Item = (&'k [u8], i64, i64)>,
+    ) -> Vec<u8> {
+        let mut out =
+            Vec::with_capacity(self.text.len() + 64 + deltas.size_hint().1.unwrap_or(0) * 40);
+        out.extend_from_slice(self.text.as_bytes());
+        for (name, number) in [("seq", seq), ("clock", clock), ("at", at)] {
+            put_text(&mut out, name);
+            out.push(b':');
+            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+            out.push(b',');
+        }
+        out.extend_from_slice(b"\"deltas\":[");
+        let begin = out.len();
+        let mut others = Vec::new();
+        for (key, amount, value) in deltas {
+            match std::str::from_utf8(key) {
+                Ok(key) => put_delta(&mut out, begin, key, amount, value),
+                Err(_) => others.push((STANDARD.encode(key), amount, value)),
+            }
+        }
+        out.push(b']');
+        if !others.is_empty() {
+            out.extend_from_slice(b",\"deltas_b64\":[");
+            let begin = out.len();
+            for (key, amount, value) in others {
+                put_delta(&mut out, begin, &key, amount, value);
+            }
+            out.push(b']');
+        }
+        out.push(b'}');
+        out
+    }
+
+    /// Whether this run has written the message, so far as its first bytes tell.
+    pub fn begins(&self, text: &[u8]) -> bool {
+        text.starts_with(self.text.as_bytes())
+    }
+
+    /// Whether this run has sent the message.
+    pub fn is_of(&self, message: &Received<'_>) -> bool {
+        message.node == self.node && message.run == self.run
+    }
+}
+
+/// One more of the list that began there.
+fn put_delta(out: &mut Vec<u8>, begin: usize, key: &str, amount: i64, value: i64) {
+    if out.len() > begin {
+        out.push(b',');
+    }
+    out.push(b'[');
+    put_text(out, key);
+    for number in [amount, value] {
+        out.push(b',');
+        out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+    out.push(b']');
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("text is JSON, and a Vec takes it");
 }
 
 /// A message as it was received, its keys where they lie in it.
@@ -151,32 +203,42 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::{NodeId, RunId};
 
-    fn message() -> Message {
-        Message {
-            v: VERSION,
-            node: "n".to_owned(),
-            name: "web".to_owned(),
-            run: "r".to_owned(),
-            seq: 7,
-            clock: 9,
-            at: 1,
-            deltas: Vec::new(),
-            deltas_b64: Vec::new(),
-        }
+    fn head() -> Head {
+        let identity = Identity {
+            node: NodeId(0x77),
+            run: RunId(0x99),
+        };
+        Head::new(identity, "web \"7\"\n")
     }
 
     proptest! {
         #[test]
         fn what_is_sent_is_received(
-            deltas in proptest::collection::vec((any::<Vec<u8>>(), any::<i64>(), any::<i64>()), 0..20)
+            deltas in proptest::collection::vec((any::<Vec<u8>>(), any::<i64>(), any::<i64>()), 0..20),
+            texts in proptest::collection::vec((any::<String>(), any::<i64>(), any::<i64>()), 0..20),
         ) {
-            let mut message = message();
-            for (key, amount, value) in &deltas {
-                message.push(key, *amount, *value);
-            }
-            let text = serde_json::to_vec(&message).unwrap();
+            let deltas: Vec<(Vec<u8>, i64, i64)> = texts
+                .into_iter()
+                .map(|(key, amount, value)| (key.into_bytes(), amount, value))
+                .chain(deltas)
+                .collect();
+            let given = deltas.iter().map(|(key, amount, value)| (&key[..], *amount, *value));
+            let text = head().message(7, 9, 1, given);
+            let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            prop_assert_eq!(&json["node"], "00000000000000000000000000000077");
+            prop_assert_eq!(&json["name"], "web \"7\"\n");
+            prop_assert_eq!(&json["run"], "0000000000000099");
+            prop_assert_eq!(&json["at"], 1);
+            let sum: i128 = ["deltas", "deltas_b64"].iter()
+                .flat_map(|list| json[*list].as_array().into_iter().flatten())
+                .map(|delta| i128::from(delta[1].as_i64().unwrap()))
+                .sum();
+            prop_assert_eq!(sum, deltas.iter().map(|(_, amount, _)| i128::from(*amount)).sum());
+            prop_assert!(head().begins(&text));
             let received = Received::decode(&text).unwrap();
+            prop_assert!(head().is_of(&received));
             prop_assert_eq!(received.is_empty(), deltas.is_empty());
             prop_assert_eq!((received.seq, received.clock), (7, 9));
             let announced = received.announced().unwrap();
@@ -197,10 +259,24 @@ mod tests {
         #[test]
         fn any_bytes_are_received_or_refused(bytes in any::<Vec<u8>>(), cut in any::<prop::sample::Index>()) {
             let _ = Received::decode(&bytes).map(|message| message.announced());
-            let whole = serde_json::to_vec(&message()).unwrap();
+            let whole = head().message(7, 9, 1, std::iter::empty());
             let cut = cut.index(whole.len());
             prop_assert!(Received::decode(&whole[..cut]).is_err());
         }
+    }
+
+    #[test]
+    fn a_message_is_as_documented() {
+        let deltas: [(&[u8], i64, i64); 3] = [
+            (b"likes:42", 8731, 1204113),
+            (b"\xff", -1, 2),
+            ("ü\"".as_bytes(), 3, 4),
+        ];
+        let text = head().message(1734, 90211, 5, deltas.into_iter());
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            r#"{"v":1,"node":"00000000000000000000000000000077","name":"web \"7\"\n","run":"0000000000000099","seq":1734,"clock":90211,"at":5,"deltas":[["likes:42",8731,1204113],["ü\"",3,4]],"deltas_b64":[["/w==",-1,2]]}"#
+        );
     }
 
     #[test]

@@ -12,21 +12,19 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
-use super::message::{Message, VERSION};
+use super::message::Head;
 use crate::flush::{Announcement, Settled, ToCounters};
 use crate::repeats::Repeats;
 use crate::stats::Stats;
-use crate::store::{Identity, Store};
+use crate::store::Store;
 use crate::time::unix_ms;
 
 /// What the publisher is built from.
 pub struct Publisher<S> {
     /// Where messages go.
     pub store: Arc<S>,
-    /// Who sends.
-    pub identity: Identity,
-    /// The label in messages.
-    pub name: String,
+    /// What messages begin with.
+    pub head: Head,
     /// Whether messages go to the store; local subscribers get them always.
     pub enabled: bool,
     /// Between two messages at most.
@@ -49,7 +47,7 @@ impl<S: Store> Publisher<S> {
         let mut failing = Repeats::default();
         let mut due = Instant::now() + self.heartbeat;
         loop {
-            let message = match timeout_at(due, self.announcements.recv()).await {
+            let text = match timeout_at(due, self.announcements.recv()).await {
                 Ok(None) => return,
                 Ok(Some(announcement)) => {
                     seq += 1 + self.unannounced.swap(0, Ordering::Relaxed);
@@ -59,9 +57,6 @@ impl<S: Store> Publisher<S> {
                 Err(_) => self.message(seq, clock, None),
             };
             due = Instant::now() + self.heartbeat;
-            let Ok(text) = serde_json::to_vec(&message) else {
-                continue;
-            };
             let text = Bytes::from(text);
             if self.enabled {
                 let begin = Instant::now();
@@ -100,25 +95,15 @@ impl<S: Store> Publisher<S> {
         }
     }
 
-    fn message(&self, seq: u64, clock: u64, announcement: Option<&Announcement>) -> Message {
-        let mut message = Message {
-            v: VERSION,
-            node: self.identity.node.to_string(),
-            name: self.name.clone(),
-            run: self.identity.run.to_string(),
-            seq,
-            clock,
-            at: unix_ms(),
-            deltas: Vec::new(),
-            deltas_b64: Vec::new(),
+    fn message(&self, seq: u64, clock: u64, announcement: Option<&Announcement>) -> Vec<u8> {
+        let Some(batch) = announcement else {
+            return self.head.message(seq, clock, unix_ms(), std::iter::empty());
         };
-        if let Some(batch) = announcement {
-            for (delta, settled) in batch.segment.batch(batch.batch).zip(&*batch.settled) {
-                if let Settled::Stored(Some(value)) = settled {
-                    message.push(delta.key, delta.amount, *value);
-                }
-            }
-        }
-        message
+        let deltas = batch.segment.batch(batch.batch).zip(&*batch.settled);
+        let stored = deltas.filter_map(|(delta, settled)| match settled {
+            Settled::Stored(Some(value)) => Some((delta.key, delta.amount, *value)),
+            _ => None,
+        });
+        self.head.message(seq, clock, unix_ms(), stored)
     }
 }

@@ -15,11 +15,11 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::message::{MessageError, Received};
+use super::message::{Head, MessageError, Received};
 use crate::flush::ToCounters;
 use crate::repeats::Repeats;
 use crate::stats::Stats;
-use crate::store::{Feed, Identity, Store, StoreError};
+use crate::store::{Feed, Store, StoreError};
 use crate::time::unix_ms;
 
 /// First pause after a failed subscription; it doubles up to [`PAUSE_MAX`].
@@ -41,8 +41,8 @@ const PEERS_MAX: usize = 10_000;
 pub struct Subscriber<S> {
     /// Where messages come from.
     pub store: Arc<S>,
-    /// Whose messages are passed over.
-    pub identity: Identity,
+    /// Of the messages that are passed over.
+    pub head: Head,
     /// Between two messages of this node at most; `None` if it publishes none.
     pub heartbeat: Option<Duration>,
     /// To the ingest thread.
@@ -210,10 +210,12 @@ impl<S: Store> Subscriber<S> {
         peers: &mut Peers,
         fresh: bool,
     ) -> Result<(), MessageError> {
+        if self.head.begins(text) {
+            return Ok(());
+        }
         let message = Received::decode(text)?;
-        if message.node == self.identity.node.to_string()
-            && message.run == self.identity.run.to_string()
-        {
+        // Who sent it on may have written it anew.
+        if self.head.is_of(&message) {
             return Ok(());
         }
         let announced = message.announced()?;

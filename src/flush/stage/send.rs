@@ -82,17 +82,20 @@ impl<S: Store> Flush<S> {
             }
         }
         let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
-        let done = self.done.get(&batch);
-        let sent: Vec<usize> = (0..deltas.len())
-            .filter(|index| done.is_none_or(|d| !d.contains_key(index)))
-            .collect();
+        // Where some are done with already: which ones are not.
+        let done = self.done.get(&batch).filter(|done| !done.is_empty());
+        let left: Option<Vec<usize>> = done.map(|done| {
+            let all = 0..deltas.len();
+            all.filter(|index| !done.contains_key(index)).collect()
+        });
         fail_point("batch.ready");
         let some: Vec<Delta<'_>>;
-        let wanted = if sent.len() == deltas.len() {
-            &deltas
-        } else {
-            some = sent.iter().map(|&index| deltas[index]).collect();
-            &some
+        let wanted = match &left {
+            None => &deltas,
+            Some(left) => {
+                some = left.iter().map(|&index| deltas[index]).collect();
+                &some
+            }
         };
         let begin = Instant::now();
         let applying = lane.apply(batch, wanted);
@@ -104,7 +107,7 @@ impl<S: Store> Flush<S> {
         );
         match outcome {
             Outcome::Applied { values, clock } => {
-                self.stats.flushed_keys_total.add(sent.len() as u64);
+                self.stats.flushed_keys_total.add(values.len() as u64);
                 fail_point("batch.answered");
                 self.token = Some(batch);
                 self.confirmed = Some(Instant::now());
@@ -118,11 +121,18 @@ impl<S: Store> Flush<S> {
                     // its data.
                     warn!(count = told.count, %error, "cannot note which server has the token");
                 }
-                let again = self.sort_out(&segment, batch, &deltas, &sent, values).await;
-                if let Some(reason) = again {
-                    return Ok(ControlFlow::Break(Pause::Own(reason)));
-                }
-                self.settle(&segment, batch, deltas.len(), clock).await?;
+                let settled = if left.is_none() && values.iter().all(Result::is_ok) {
+                    let stored = |value: Result<i64, KeyError>| Settled::Stored(value.ok());
+                    values.into_iter().map(stored).collect()
+                } else {
+                    let left = left.unwrap_or_else(|| (0..deltas.len()).collect());
+                    let again = self.sort_out(&segment, batch, &deltas, &left, values).await;
+                    if let Some(reason) = again {
+                        return Ok(ControlFlow::Break(Pause::Own(reason)));
+                    }
+                    self.take_settled(batch, deltas.len())
+                };
+                self.settle(&segment, batch, settled, clock).await?;
                 Ok(ControlFlow::Continue(()))
             }
             Outcome::NotApplied(Refusal::TokenMoved) => {
@@ -133,7 +143,10 @@ impl<S: Store> Flush<S> {
                 self.stats.batches_keys_refused_total.add(1);
                 let refused = keys
                     .into_iter()
-                    .filter_map(|(index, error)| Some((*sent.get(index)?, error)))
+                    .filter_map(|(index, error)| match &left {
+                        None => Some((index, error)),
+                        Some(left) => Some((*left.get(index)?, error)),
+                    })
                     .collect();
                 self.reject(batch, &deltas, refused).await;
                 Ok(self.drop_lane(Pause::None))
@@ -176,14 +189,14 @@ impl<S: Store> Flush<S> {
         segment: &Sealed,
         batch: u64,
         deltas: &[Delta<'_>],
-        sent: &[usize],
+        left: &[usize],
         values: Vec<Result<i64, KeyError>>,
     ) -> Option<String> {
         debug_assert!(batch <= segment.last_batch());
         let mut refused = Vec::new();
         let mut again = None;
         let done = self.done.entry(batch).or_default();
-        for (&index, value) in sent.iter().zip(values) {
+        for (&index, value) in left.iter().zip(values) {
             match value {
                 Ok(value) => {
                     done.insert(index, Settled::Stored(Some(value)));
@@ -255,27 +268,31 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    /// The batch is in the store and its refused deltas are on file: tells everyone.
-    pub(super) async fn settle(
-        &mut self,
-        segment: &Arc<Sealed>,
-        batch: u64,
-        deltas: usize,
-        clock: u64,
-    ) -> Result<(), FlushError> {
+    /// What became of each delta of a batch that is sorted out.
+    pub(super) fn take_settled(&mut self, batch: u64, deltas: usize) -> Arc<[Settled]> {
         let done = self.done.remove(&batch).unwrap_or_default();
         let rejected: BTreeMap<usize, Settled> = done
             .iter()
             .filter(|(_, settled)| is_rejected(settled))
             .map(|(&index, settled)| (index, settled.clone()))
             .collect();
-        let settled: Arc<[Settled]> = (0..deltas)
-            .map(|index| done.get(&index).cloned().unwrap_or(Settled::Stored(None)))
-            .collect();
         if !rejected.is_empty() {
             // Remembered until the segment is released, in case that the store goes back.
             self.done.insert(batch, rejected);
         }
+        (0..deltas)
+            .map(|index| done.get(&index).cloned().unwrap_or(Settled::Stored(None)))
+            .collect()
+    }
+
+    /// The batch is in the store and its refused deltas are on file: tells everyone.
+    pub(super) async fn settle(
+        &mut self,
+        segment: &Arc<Sealed>,
+        batch: u64,
+        settled: Arc<[Settled]>,
+        clock: u64,
+    ) -> Result<(), FlushError> {
         self.applied = batch;
         self.clock = self.clock.max(clock);
         self.note_applied(segment, batch);
@@ -283,7 +300,7 @@ impl<S: Store> Flush<S> {
         self.stats.batches_total.add(1);
         self.stats
             .sealed_keys
-            .sub((deltas as u64).min(self.stats.sealed_keys.get()));
+            .sub((settled.len() as u64).min(self.stats.sealed_keys.get()));
         let announcement = Announcement {
             segment: Arc::clone(segment),
             batch,

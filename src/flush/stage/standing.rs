@@ -193,7 +193,8 @@ impl<S: Store> Flush<S> {
             done.entry(index).or_insert(Settled::Stored(stored));
         }
         self.reject(batch, &deltas, refused).await;
-        self.settle(&segment, batch, deltas.len(), clock).await?;
+        let settled = self.take_settled(batch, deltas.len());
+        self.settle(&segment, batch, settled, clock).await?;
         Ok(Ok(()))
     }
 
