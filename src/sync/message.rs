@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn a_message_is_as_documented() {
         let deltas: [(&[u8], i64, i64); 3] = [
-            (b"likes:42", 8731, 1204113),
+            (b"likes:42", 8731, 1_204_113),
             (b"\xff", -1, 2),
             ("ü\"".as_bytes(), 3, 4),
         ];
