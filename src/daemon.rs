@@ -26,7 +26,7 @@ use crate::admin::{self, AdminError};
 use crate::config::Config;
 use crate::counters::{Table, TableLimits};
 use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
-use crate::flush::{Flush, FlushError, Heard};
+use crate::flush::{Flush, FlushError, Heard, Sending};
 use crate::health::{Health, Phase};
 use crate::hot::Hot;
 use crate::ingest::core::Parts as CoreParts;
@@ -219,6 +219,7 @@ impl Daemon {
         let seal_wanted = Arc::new(Notify::new());
         let unannounced = Arc::new(AtomicU64::new(0));
         let heard = Arc::new(Heard::default());
+        let sending = Arc::new(Sending::default());
         let store = Arc::new(store);
         let stop = CancellationToken::new();
         let unwanted = CancellationToken::new();
@@ -258,6 +259,7 @@ impl Daemon {
                 seal_wanted,
                 stats: Arc::clone(&stats),
                 hot,
+                sending: Arc::clone(&sending),
                 health: Arc::clone(&health),
             },
         );
@@ -286,6 +288,7 @@ impl Daemon {
             counters: to_counters,
             stop: unwanted.clone(),
             heard,
+            sending,
             stats: Arc::clone(&stats),
         };
 

@@ -14,10 +14,12 @@ mod entry;
 mod huge;
 mod op;
 mod prefetch;
+mod sent;
 mod table;
 
 pub use op::{Answer, BadValue, Kind, Op};
 pub use prefetch::prefetch;
+pub use sent::Sent;
 pub use table::{Announced, GROUP, Observed, Reach, StaleSweep, Table, TableLimits, View};
 
 /// Where the deltas of the open epoch are written down, one record a key.

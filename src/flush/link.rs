@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::counters::Announced;
+use crate::counters::{Announced, Sent};
 use crate::journal::{Sealed, Writer};
 use crate::store::{KeyError, Reading, StoreError};
 
@@ -70,6 +70,8 @@ pub enum ToCounters {
         reading: Result<Reading, StoreError>,
         /// What [`Heard`] said when the store was asked.
         asked: Asked,
+        /// What [`Sending`] said when the answer was there.
+        sent: Sent,
     },
     /// So many bytes of records may the open segment take.
     Budget {
@@ -96,6 +98,29 @@ pub struct Announcement {
     pub settled: Arc<[Settled]>,
     /// The store's clock of those values.
     pub clock: u64,
+}
+
+/// How far the flush stage has sent what is sealed, for those who read the store: what had not been
+/// sent when a reading came is no part of it.
+#[derive(Debug)]
+pub struct Sending(AtomicU64);
+
+impl Default for Sending {
+    fn default() -> Self {
+        Sending(AtomicU64::new(Sent::ANY.bits()))
+    }
+}
+
+impl Sending {
+    /// What may have been sent up to now.
+    pub fn now(&self) -> Sent {
+        Sent::from_bits(self.0.load(Ordering::SeqCst))
+    }
+
+    /// So much may be sent from now on.
+    pub fn set(&self, sent: Sent) {
+        self.0.store(sent.bits(), Ordering::SeqCst);
+    }
 }
 
 /// What the counters had heard at a moment.

@@ -36,7 +36,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
-use super::link::{Announcement, Settled, ToCounters};
+use super::link::{Announcement, Sending, Settled, ToCounters};
 use crate::health::Health;
 use crate::hot::Hot;
 use crate::journal::rejected::RejectedFile;
@@ -137,6 +137,8 @@ pub struct Parts<S> {
     pub stats: Arc<Stats>,
     /// Which keys change.
     pub hot: Arc<Hot>,
+    /// How far the sealed epoch is sent.
+    pub sending: Arc<Sending>,
     /// Where the stage shows that it comes round.
     pub health: Arc<Health>,
 }
@@ -157,6 +159,7 @@ pub struct Flush<S: Store> {
     seal_wanted: Arc<Notify>,
     stats: Arc<Stats>,
     hot: Arc<Hot>,
+    sending: Arc<Sending>,
     health: Arc<Health>,
 
     /// By a segment's first batch, the Unix time in ms since which it may hold a delta: that of the
@@ -252,6 +255,7 @@ impl<S: Store> Flush<S> {
             seal_wanted: parts.seal_wanted,
             stats: parts.stats,
             hot: parts.hot,
+            sending: parts.sending,
             health: parts.health,
             // A former process may have sent the next batch without living to see the reply.
             uncertain: parts

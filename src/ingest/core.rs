@@ -19,7 +19,7 @@ use super::loads::Loads;
 use super::notices::Notices;
 use super::{Access, IngestConfig};
 use crate::counters::{
-    Announced, BadValue, GROUP, Observed, Op, Reach, Recorder, StaleSweep, Table,
+    Announced, BadValue, GROUP, Observed, Op, Reach, Recorder, Sent, StaleSweep, Table,
 };
 use crate::fail_point::fail_point;
 use crate::flush::{Closed, Command, Heard, Settled, ToCounters};
@@ -272,6 +272,7 @@ impl Core {
                 keys,
                 reading,
                 asked,
+                sent,
             } => {
                 let mut waiting = HashSet::new();
                 match &reading {
@@ -286,7 +287,7 @@ impl Core {
                         } else {
                             Reach::ReadBefore
                         };
-                        waiting = self.read(state, &keys, reading, reach);
+                        waiting = self.read(state, &keys, reading, reach, sent);
                         state.sweeping = state.sweeping.saturating_sub(keys.len());
                     }
                     // The search has gone past them.
@@ -402,6 +403,7 @@ impl Core {
         keys: &[Bytes],
         reading: &Reading,
         reach: Reach,
+        sent: Sent,
     ) -> HashSet<Bytes> {
         let mut waiting = HashSet::new();
         let watched = self.hub.borrow().watches_keys();
@@ -415,7 +417,7 @@ impl Core {
             match value {
                 Ok(value) => {
                     let (value, clock) = (*value, reading.clock);
-                    match table.observe(key, value, clock, reach, Some(&*writer)) {
+                    match table.observe(key, value, clock, reach, Some((&*writer, sent))) {
                         Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
                             let seen = Unsettled {
                                 value,
@@ -457,9 +459,9 @@ impl Core {
             return;
         }
         unsettled.retain(|key, seen| {
-            let recorder = (!(tick && seen.aged)).then_some(&*writer);
+            let deltas = (!(tick && seen.aged)).then_some((&*writer, Sent::ANY));
             seen.aged |= tick;
-            let observed = table.observe(key, seen.value, seen.clock, seen.reach, recorder);
+            let observed = table.observe(key, seen.value, seen.clock, seen.reach, deltas);
             if observed == (Observed::Taken { moved: true }) {
                 self.tell_watchers(key, seen.value.unwrap_or(0));
             }

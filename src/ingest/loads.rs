@@ -52,6 +52,8 @@ pub struct Loads {
     asked: RefCell<HashSet<Bytes>>,
     cold: RefCell<HashMap<Bytes, Rc<ColdKey>>>,
     some_arrived: Notify,
+    /// When the store last answered.
+    answered: Cell<Option<Instant>>,
     away_until: Cell<Option<Instant>>,
 }
 
@@ -64,6 +66,7 @@ impl Loads {
             asked: RefCell::default(),
             cold: RefCell::default(),
             some_arrived: Notify::new(),
+            answered: Cell::new(None),
             away_until: Cell::new(None),
         }
     }
@@ -141,7 +144,10 @@ impl Loads {
                 return;
             }
             if tokio::time::timeout_at(deadline, arrived).await.is_err() {
-                self.away_until.set(Some(Instant::now() + AWAY));
+                // It may have answered, and the value waits for what this node is sending.
+                if self.answered.get() < Some(now) {
+                    self.away_until.set(Some(Instant::now() + AWAY));
+                }
                 return;
             }
         }
@@ -154,7 +160,11 @@ impl Loads {
             asked.remove(key);
         }
         drop(asked);
-        self.away_until.set((!well).then(|| Instant::now() + AWAY));
+        let now = Instant::now();
+        if well {
+            self.answered.set(Some(now));
+        }
+        self.away_until.set((!well).then(|| now + AWAY));
         self.some_arrived.notify_waiters();
     }
 }

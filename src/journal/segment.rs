@@ -242,8 +242,7 @@ impl Writer {
 impl Recorder for Writer {
     #[inline]
     fn epoch(&self) -> u32 {
-        // 0 is "none"; numbers begin at 1 and two live epochs are never 2^32 apart.
-        self.header.number as u32 | u32::from(self.header.number as u32 == 0)
+        epoch(self.header.number)
     }
 
     fn append(&mut self, key: &[u8], amount: i64) -> Result<u32, RecordError> {
@@ -366,6 +365,18 @@ impl Sealed {
         &self.path
     }
 
+    /// As [`Recorder::epoch`] told it while it was open.
+    pub fn epoch(&self) -> u32 {
+        epoch(self.header.number)
+    }
+
+    /// Where the records of this batch end, as [`Recorder::append`] tells places.
+    pub fn batch_end(&self, number: u64) -> u32 {
+        let index = number.wrapping_sub(self.first_batch) as usize;
+        let next = self.batch_starts.get(index + 1);
+        next.copied().unwrap_or((self.end / 16) as u32)
+    }
+
     /// Number of its first batch.
     pub fn first_batch(&self) -> u64 {
         self.first_batch
@@ -443,6 +454,11 @@ impl Sealed {
 fn preallocate(file: &File, bytes: usize) -> io::Result<()> {
     let promise = || fallocate(file, FallocateFlags::empty(), 0, bytes as u64);
     Ok(retry_on_intr(promise)?)
+}
+
+/// 0 is "none"; numbers begin at 1 and two live epochs are never 2^32 apart.
+fn epoch(number: u64) -> u32 {
+    number as u32 | u32::from(number as u32 == 0)
 }
 
 /// What recovery found out about a segment.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::flush::{Heard, ToCounters};
+use crate::flush::{Heard, Sending, ToCounters};
 use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::Store;
@@ -30,6 +30,8 @@ pub struct Loader<S> {
     pub stop: CancellationToken,
     /// What had been heard when a read begins.
     pub heard: Arc<Heard>,
+    /// What had been sent when its answer comes.
+    pub sending: Arc<Sending>,
     /// Numbers.
     pub stats: Arc<Stats>,
 }
@@ -49,6 +51,7 @@ impl<S: Store> Loader<S> {
                 let rest = keys.split_off(keys.len().min(KEYS_MAX));
                 let asked = self.heard.now();
                 let reading = self.store.read(&keys).await;
+                let sent = self.sending.now();
                 match &reading {
                     Ok(_) => {
                         self.stats.loads_total.add(keys.len() as u64);
@@ -77,6 +80,7 @@ impl<S: Store> Loader<S> {
                         keys,
                         reading,
                         asked,
+                        sent,
                     })
                     .await
                     .is_err()

@@ -443,6 +443,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             seal_wanted,
             stats,
             hot: Arc::default(),
+            sending: Arc::default(),
             health: Arc::default(),
         },
     );

@@ -4,6 +4,7 @@ use super::super::Recorder;
 use super::super::entry::{EXISTS, KNOWN, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE};
 use super::super::op::{BadValue, NONE};
 use super::super::prefetch::prefetch;
+use super::super::sent::Sent;
 use super::{GROUP, SWEEP, Table};
 
 /// Where a value comes from, which decides whether an equal clock is news.
@@ -97,18 +98,19 @@ impl Table {
 
     /// The store has `value` for `key` (`None`: has no such key) as of `clock`.
     ///
-    /// A key that nobody asked for is not brought in. With `recorder`, a value that may or may not
-    /// contain a sealed delta of this node is left alone; without it, it is taken as it is.
+    /// A key that nobody asked for is not brought in. A value that may or may not contain a sealed
+    /// delta of this node is left alone, as the recorder and what had been sent by then tell; without
+    /// them, it is taken as it is.
     pub fn observe(
         &mut self,
         key: &[u8],
         value: Option<i64>,
         clock: u64,
         reach: Reach,
-        recorder: Option<&impl Recorder>,
+        deltas: Option<(&impl Recorder, Sent)>,
     ) -> Observed {
         let at = self.find(key, self.tag(key));
-        self.observe_at(at, value, clock, reach, recorder)
+        self.observe_at(at, value, clock, reach, deltas)
     }
 
     /// Takes the values of a message, in groups as commands are. `each` hears what became of every
@@ -144,7 +146,8 @@ impl Table {
                     entry = self.find(key, tag);
                 }
                 let (clock, reach) = (announced.clock, Reach::Announced);
-                let observed = self.observe_at(entry, Some(value), clock, reach, Some(recorder));
+                let deltas = Some((recorder, Sent::ANY));
+                let observed = self.observe_at(entry, Some(value), clock, reach, deltas);
                 each(key, value, observed);
             }
         }
@@ -156,7 +159,7 @@ impl Table {
         value: Option<i64>,
         clock: u64,
         reach: Reach,
-        recorder: Option<&impl Recorder>,
+        deltas: Option<(&impl Recorder, Sent)>,
     ) -> Observed {
         if at == NONE {
             return Observed::Absent;
@@ -169,15 +172,15 @@ impl Table {
         if entry.has(KNOWN) && !news {
             return Observed::Old;
         }
-        if let Some(recorder) = recorder
-            && entry.pending != 0
-        {
-            let open = if entry.epoch == recorder.epoch() {
-                recorder.delta(entry.record)
+        if let Some((recorder, sent)) = deltas {
+            // An epoch is sealed only when the one before is settled: what is pending is of the open
+            // epoch and the last sealed one, and the two may cancel out.
+            let unsure = if entry.epoch == recorder.epoch() {
+                entry.pending != recorder.delta(entry.record)
             } else {
-                0
+                entry.pending != 0 && sent.may_have(entry.epoch, entry.record)
             };
-            if entry.pending != open {
+            if unsure {
                 return Observed::Unsettled;
             }
         }

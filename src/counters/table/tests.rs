@@ -6,6 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::RecordError;
+use super::super::sent::Sent;
 use super::*;
 
 /// What the recorder was asked and what it answered.
@@ -37,6 +38,10 @@ impl Plain {
         self.sealed.extend(self.open.drain(..));
     }
 
+    pub(super) fn open_is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     fn refusal(&mut self) -> Option<RecordError> {
         self.count += 1;
         let (every, why) = self.refuse?;
@@ -44,7 +49,7 @@ impl Plain {
     }
 
     /// What is written down for each key and not settled.
-    fn sums(&self) -> HashMap<&[u8], i64> {
+    pub(super) fn sums(&self) -> HashMap<&[u8], i64> {
         let mut sums = HashMap::new();
         for (key, amount) in self.open.iter().chain(&self.sealed) {
             let sum: &mut i64 = sums.entry(&key[..]).or_default();
@@ -334,9 +339,9 @@ impl Pair {
             }
             Step::Observe(number, value, clock, reach) => {
                 let key = key(number);
-                let observed = self
-                    .table
-                    .observe(&key, value, clock, reach, None::<&Plain>);
+                let observed =
+                    self.table
+                        .observe(&key, value, clock, reach, None::<(&Plain, Sent)>);
                 let moved = matches!(observed, Observed::Taken { .. });
                 let Some(counter) = self.model.get_mut(&key) else {
                     assert!(!moved);
@@ -603,7 +608,7 @@ fn deltas_that_cancel_out_are_settled_one_by_one_also_after_an_eviction() {
     );
     assert_eq!(table.view(b"k"), None);
     table.settle(b"k", 5, Some((105, 1)), u32::MAX);
-    table.observe(b"k", Some(105), 1, Reach::Read, None::<&Plain>);
+    table.observe(b"k", Some(105), 1, Reach::Read, None::<(&Plain, Sent)>);
     assert_eq!(add(&mut table, &mut recorder, 3), Answer::Value(103));
     table.settle(b"k", -5, Some((100, 2)), u32::MAX);
     table.settle(b"k", 3, Some((103, 3)), u32::MAX);
@@ -617,13 +622,13 @@ fn a_key_that_the_store_has_lost_is_gone_once_nothing_is_pending() {
     let mut table = small_table(10);
     let mut recorder = Plain::new(None);
     apply_one(&mut table, Kind::Add, b"k", &mut recorder);
-    table.observe(b"k", None, 1, Reach::Read, None::<&Plain>);
+    table.observe(b"k", None, 1, Reach::Read, None::<(&Plain, Sent)>);
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),
         Answer::Value(1)
     );
     table.settle(b"k", 1, Some((1, 2)), u32::MAX);
-    table.observe(b"k", None, 3, Reach::Read, None::<&Plain>);
+    table.observe(b"k", None, 3, Reach::Read, None::<(&Plain, Sent)>);
     assert_eq!(
         apply_one(&mut table, Kind::Get, b"k", &mut recorder),
         Answer::Missing

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::super::link::{Announcement, Settled, ToCounters};
 use super::{Flush, FlushError, PAUSE_MAX, Pause, on_disk, within};
+use crate::counters::Sent;
 use crate::fail_point::fail_point;
 use crate::journal::rejected::Rejected;
 use crate::journal::{JournalError, Sealed};
@@ -97,6 +98,11 @@ impl<S: Store> Flush<S> {
                 &some
             }
         };
+        self.sending.set(match self.queue.len() {
+            1 => Sent::before(segment.epoch(), segment.batch_end(batch)),
+            // Sent again after a roll-back, or by a former process: no epoch of which the counters know.
+            _ => Sent::ANY,
+        });
         let begin = Instant::now();
         let applying = lane.apply(batch, wanted);
         let outcome = within(&self.health, Self::STORE_PATIENCE, applying).await;

@@ -10,6 +10,7 @@ use super::super::link::{Settled, ToCounters};
 use super::super::resolve::{Known, Verdict, resolve};
 use super::send::is_rejected;
 use super::{Flush, FlushError, Pause, READ_KEYS_MAX, within};
+use crate::counters::Sent;
 use crate::store::{Claim, Delta, KeyError, Lane, Store};
 use crate::time::unix_ms;
 
@@ -207,6 +208,7 @@ impl<S: Store> Flush<S> {
                  fail-over, or an older data set; what is retained of them is sent again"
             );
         }
+        self.sending.set(Sent::ANY);
         self.tell(ToCounters::ForgetClocks).await?;
         while let Some((_, segment)) = self.retained.pop_back() {
             if segment.last_batch() <= to {
