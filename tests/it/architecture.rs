@@ -23,7 +23,7 @@ const ROOMS: &[Room] = &[
     room("time", &[]),
     room("stats", &[]),
     room("health", &[]),
-    // Fed by the flush stage, shown by the admin server.
+    // Fed by the flush stage, shown by the admin server and `TALLY.HOT`.
     room("hot", &[]),
     // When something is told; the words are those of the room where it happens.
     room("repeats", &[]),
@@ -60,6 +60,7 @@ const ROOMS: &[Room] = &[
         &[
             "time",
             "stats",
+            "hot",
             "repeats",
             "fail_point",
             "socket",
@@ -88,8 +89,8 @@ const ROOMS: &[Room] = &[
     room(
         "cli",
         &[
-            "time", "stats", "wire", "counters", "store", "journal", "ingest", "socket", "admin",
-            "systemd", "config", "log", "daemon",
+            "time", "stats", "hot", "wire", "counters", "store", "journal", "ingest", "socket",
+            "admin", "systemd", "config", "log", "daemon",
         ],
     ),
 ];
