@@ -8,7 +8,8 @@
 //! - parse, apply, encode: each alone, in groups of 64
 //! - all: together, over 1,000 keys and 1,000,000 keys by Zipf 1.0, with three recorders:
 //!   `count` keeps no journal, `journal` is one long epoch, `seals` begins a new segment at every
-//!   100,000 keys (`flush.max_keys`), so that at a million keys 4 of 10 increments append
+//!   100,000 keys, as a flush four times a second would, so that at a million keys 4 of 10 increments
+//!   append
 //! - ratio: journal on against off, in turns, the median of the pairs
 //! - memory: what a key costs beyond its bytes, as the table counts it and as the system does
 

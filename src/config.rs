@@ -126,7 +126,8 @@ pub struct Flush {
     /// Time between two seals.
     #[serde(with = "duration")]
     pub interval: Duration,
-    /// Distinct keys in an epoch at which it is sealed early.
+    /// Distinct keys in an epoch at which it is sealed early: a bound, not the rule. An epoch that
+    /// ends by the clock adds more increments up to one command.
     pub max_keys: usize,
     /// Distinct keys in one batch.
     pub batch_keys: usize,
@@ -248,7 +249,7 @@ impl Config {
             },
             flush: Flush {
                 interval: Duration::from_secs(1),
-                max_keys: 100_000,
+                max_keys: 1_000_000,
                 batch_keys: 1_000,
                 delivery: Delivery::ExactlyOnce,
                 retain: Duration::from_secs(30),

@@ -284,6 +284,7 @@ mod tests {
                 c.flush.interval = Duration::from_millis(1);
                 c.flush.retain = Duration::ZERO;
                 c.reply.load_timeout = Duration::ZERO;
+                c.flush.max_keys = 100_000;
                 c.flush.batch_keys = c.flush.max_keys;
                 c.limits.max_pending_bytes = 1 << 20;
                 c.limits.max_view_bytes = 64 << 30;
