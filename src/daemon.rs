@@ -32,6 +32,7 @@ use crate::hot::Hot;
 use crate::ingest::core::Parts as CoreParts;
 use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, JournalError, Recovery, Writer};
+use crate::private::Narrowed;
 use crate::socket::{self, ListenError};
 use crate::stats::Stats;
 use crate::store::embedded::EmbeddedStore;
@@ -196,6 +197,7 @@ impl Daemon {
             manager,
         } = surroundings;
         let identity = directory.identity();
+        tell_narrowed(&recovery.narrowed);
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
         // Before the socket, so that a wrong name leaves none behind.
@@ -381,6 +383,23 @@ fn recovered_table(config: &Config, recovery: &Recovery, stats: &Stats) -> Table
         info!(keys, "recovered what a former process had not flushed");
     }
     table
+}
+
+fn tell_narrowed(narrowed: &Narrowed) {
+    if let Some((path, mode)) = &narrowed.first {
+        warn!(
+            files = narrowed.count,
+            "the state directory was open to other users, and is no longer: {} had mode {mode:o}",
+            path.display()
+        );
+    }
+    if let Some((path, mode)) = &narrowed.left {
+        warn!(
+            "other users may reach into the state directory: {} has mode {mode:o} and belongs to \
+             another user, so it cannot be narrowed here",
+            path.display()
+        );
+    }
 }
 
 fn open_rejected(state_dir: &Path) -> Result<RejectedFile, DaemonError> {

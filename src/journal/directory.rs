@@ -15,7 +15,7 @@
 //! 3. Nothing that cannot be read is deleted: it is moved or copied to `damaged/`.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -27,6 +27,7 @@ use super::plan::{Circumstances, Fate, Found, plan};
 use super::power::Boot;
 use super::segment::{Sealed, SealedParts, Writer, map_read};
 use crate::fail_point::fail_point;
+use crate::private::{self, Narrowed};
 use crate::store::{Identity, NodeId, RunId};
 use crate::time::unix_ms;
 
@@ -142,6 +143,8 @@ pub struct Recovery {
     pub applied: u64,
     /// What was not sound, in words, with the file.
     pub damage: Vec<String>,
+    /// What other users could read until now.
+    pub narrowed: Narrowed,
 }
 
 impl Directory {
@@ -156,8 +159,9 @@ impl Directory {
         bytes_max: usize,
     ) -> Result<(Self, Recovery, Writer), JournalError> {
         let segments = path.join("segments");
-        fs::create_dir_all(&segments).map_err(io_error(&segments, "create"))?;
+        private::create_directory(&segments).map_err(io_error(&segments, "create"))?;
         let lock = lock(path)?;
+        let narrowed = private::narrow(path).map_err(io_error(path, "close to other users"))?;
         let known = match read_node(path)? {
             Some(known) => known,
             None if segment_files(path)?.is_empty() => NodeFacts {
@@ -197,7 +201,8 @@ impl Directory {
             batch_keys,
             _lock: lock,
         };
-        let (recovery, unneeded) = directory.recover(&last)?;
+        let (mut recovery, unneeded) = directory.recover(&last)?;
+        recovery.narrowed = narrowed;
         directory.numbered = recovery.next_batch - 1;
         fail_point("recover.adopted");
         // On disk before a segment or a token can carry them.
@@ -327,6 +332,7 @@ impl Directory {
             next_batch: plan.next_batch,
             applied: plan.applied,
             damage: Vec::new(),
+            narrowed: Narrowed::default(),
         };
         let mut unneeded = Vec::new();
         for ((found, fate), (_, path)) in found.into_iter().zip(plan.fates).zip(files) {
@@ -368,7 +374,7 @@ impl Directory {
         damage: &mut Vec<String>,
     ) -> Result<(), JournalError> {
         let to = self.path.join("damaged");
-        fs::create_dir_all(&to).map_err(io_error(&to, "create"))?;
+        private::create_directory(&to).map_err(io_error(&to, "create"))?;
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
         let kind = if copy { "partly" } else { "whole" };
         let mut target = to.join(format!("{stem}.{kind}.seg"));
@@ -416,8 +422,13 @@ impl Directory {
         .map_err(io::Error::from)
         .map_err(io_error(&path, "encode"))?;
         let write = || {
-            fs::write(&new, &text)?;
-            File::open(&new)?.sync_all()?;
+            let mut file = private::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
             fail_point("node.written");
             fs::rename(&new, &path)?;
             sync_dir(&self.path)
@@ -538,7 +549,7 @@ fn adopt(path: &Path, found: Examined, first_batch: u64) -> Result<Sealed, Journ
 
 fn lock(state_dir: &Path) -> Result<File, JournalError> {
     let path = state_dir.join("lock");
-    let file = File::options()
+    let file = private::options()
         .create(true)
         .truncate(false)
         .write(true)

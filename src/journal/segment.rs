@@ -30,6 +30,7 @@ use super::format::{
 use super::store16::store16;
 use crate::counters::{RecordError, Recorder, prefetch};
 use crate::fail_point::fail_point;
+use crate::private;
 use crate::store::Delta;
 
 /// A new segment's size in bytes: room for some 30,000 short keys before it first grows.
@@ -62,7 +63,7 @@ impl Writer {
     /// # Errors
     /// What the file system says; a partial file is removed again.
     pub fn create(path: PathBuf, header: Header, bytes_max: usize) -> io::Result<Self> {
-        let file = File::options()
+        let file = private::options()
             .read(true)
             .write(true)
             .create_new(true)

@@ -24,6 +24,7 @@ use super::{
     Claim, Delta, Identity, KeyError, Lane, NodeId, Outcome, READ_KEYS_MAX, Reading, Refusal,
     Silence, Standing, Store, StoreError, Token, clock_key, token_key,
 };
+use crate::private;
 
 /// Key to value.
 const COUNTERS: TableDefinition<'_, &[u8], i64> = TableDefinition::new("counters");
@@ -63,6 +64,12 @@ impl EmbeddedStore {
 
 impl File {
     fn open(path: &Path) -> Result<Self, redb::Error> {
+        // The database would be readable by whom the umask lets.
+        private::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
         let database = Database::create(path)?;
         let write = database.begin_write()?;
         let id = {

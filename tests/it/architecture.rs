@@ -31,12 +31,17 @@ const ROOMS: &[Room] = &[
     room("fail_point", &[]),
     // Of the applications and of the admin server.
     room("socket", &[]),
+    // What is kept on disk, and from whom.
+    room("private", &[]),
     room("wire", &[]),
     room("counters", &[]),
     // What a batch is, who writes it, and how a store answers: the words of all that come after.
-    room("store", &[]),
+    room("store", &["private"]),
     // Records on behalf of the table; carries the ids that the store knows a node by.
-    room("journal", &["time", "fail_point", "counters", "store"]),
+    room(
+        "journal",
+        &["time", "fail_point", "private", "counters", "store"],
+    ),
     room(
         "flush",
         &[
@@ -82,7 +87,7 @@ const ROOMS: &[Room] = &[
         "daemon",
         &[
             "stats", "health", "hot", "counters", "store", "journal", "flush", "sync", "ingest",
-            "socket", "admin", "systemd", "config", "log",
+            "socket", "private", "admin", "systemd", "config", "log",
         ],
     ),
     // `journal show` and its kin read segments, `demo` and `top` are clients.

@@ -34,6 +34,7 @@ mod readme;
 mod reads;
 mod shutdown;
 mod simulation;
+mod state_dir;
 mod store_down;
 mod store_embedded;
 mod store_faults;
