@@ -33,6 +33,7 @@
 //! - [`repeats`]: when the log is told of what happens again and again.
 //! - [`fail_point`]: named points at which a test may have the process die; nothing in a release.
 //! - [`socket`]: binding a Unix socket.
+//! - [`small_file`]: reading a file that is meant to be small.
 //! - [`private`]: files that only their owner may read.
 //! - [`wire`]: bytes to commands and replies to bytes; pure.
 //! - [`counters`]: the table, which applies commands in groups to entries of last known value and
@@ -74,6 +75,7 @@ pub mod journal;
 pub mod log;
 pub mod private;
 pub mod repeats;
+pub mod small_file;
 pub mod socket;
 pub mod stats;
 pub mod store;

@@ -24,11 +24,11 @@ pub fn main<I>(args: I) -> ExitCode
 where
     I: IntoIterator<Item = OsString>,
 {
-    let arguments = match Arguments::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let arguments = match Arguments::try_parse_from(&args) {
         Ok(arguments) => arguments,
         Err(error) => {
-            // To stdout or stderr, whichever fits; there is nothing to do when it is closed.
-            let _ = error.print();
+            print(&error, &args);
             // Help and version were asked for; all else is a mistake. clap's own code for it is 2.
             return if error.use_stderr() {
                 ExitCode::Usage
@@ -60,6 +60,28 @@ where
             }
         }
     }
+}
+
+/// What clap says, to stdout or stderr, whichever fits.
+fn print(error: &clap::Error, args: &[OsString]) {
+    // There is nothing to do when it is closed.
+    let _ = match masked(error, args) {
+        Some(text) => writeln!(io::stderr(), "{text}"),
+        None => error.print(),
+    };
+}
+
+/// What clap says where it repeats a URL, which may hold a password: with its scheme alone.
+fn masked(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let mut text = error.render().to_string();
+    let mut has_url = false;
+    for arg in args.iter().map(|arg| arg.to_string_lossy()) {
+        if let Some((_, rest)) = arg.split_once("://").filter(|(_, rest)| !rest.is_empty()) {
+            has_url |= text.contains(rest);
+            text = text.replace(rest, "***");
+        }
+    }
+    has_url.then(|| format!("{text}\nThe store's URL is given by --store, or by store.url."))
 }
 
 #[cfg(test)]
@@ -95,6 +117,24 @@ mod tests {
             "tallyd top --interval 10ms",
         ] {
             assert_eq!(code(line), 64, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_command_line_is_refused_for_does_not_repeat_a_password() {
+        for line in [
+            "tallyd run redis://joe:hunter2@h",
+            "tallyd redis+unix:///r.sock?pass=hunter2",
+            "tallyd demo --ops redis://joe:hunter2@h",
+        ] {
+            let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+            let error = Arguments::try_parse_from(&args).unwrap_err();
+            assert!(error.render().to_string().contains("hunter2"), "{line}");
+            let text = masked(&error, &args).unwrap();
+            assert!(
+                !text.contains("hunter2") && text.contains("://***"),
+                "{text}"
+            );
         }
     }
 

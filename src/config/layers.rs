@@ -8,7 +8,6 @@
 //! from the text (`0660` is a number to it), and cannot name the variable in an error.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 
 use figment::error::{Actual, Kind};
@@ -19,6 +18,10 @@ use figment::{Figment, Metadata, Profile, Provider};
 use super::fault::Fault;
 use super::source::{Environment, Flags, Origin, Origins, PREFIX};
 use super::{Config, written};
+use crate::small_file;
+
+/// A longer file is no configuration, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// The values of one source, by `section.key`.
 struct Layer {
@@ -81,7 +84,7 @@ impl Layers {
 
     pub fn push_file(&mut self, flags: &Flags, environment: &Environment, faults: &mut Vec<Fault>) {
         let path = flags.config.as_ref().unwrap_or(&environment.system_file);
-        let text = match fs::read_to_string(path) {
+        let text = match small_file::read_text(path, FILE_BYTES_MAX) {
             Ok(text) => text,
             // Only a file that was asked for has to be there.
             Err(error) if error.kind() == io::ErrorKind::NotFound && flags.config.is_none() => {

@@ -1,15 +1,18 @@
 //! Where the store's password comes from, when it is not in the URL.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::fault::Fault;
 use super::source::{Environment, Origin, Origins};
 use super::{Config, Secret, StoreUrl};
+use crate::small_file;
 
 /// The credential of a systemd service that holds the store's password.
 const CREDENTIAL: &str = "tallyd-store-password";
+
+/// A longer file is no password's, in bytes.
+const PASSWORD_BYTES_MAX: u64 = 64 << 10;
 
 /// The store's password: the file that was named, else the one in the URL, else the credential
 /// that the service manager handed over.
@@ -54,7 +57,7 @@ pub(super) fn find(
 
 /// The file without its last line break.
 fn read_password(path: &Path) -> io::Result<Secret> {
-    let mut text = fs::read_to_string(path)?;
+    let mut text = small_file::read_text(path, PASSWORD_BYTES_MAX)?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {

@@ -33,6 +33,12 @@ pub enum StoreUrlError {
     /// A URL of a store, but the rest of it makes no sense.
     #[error("a store's URL with a mistake ({0})")]
     Part(String),
+    /// A password that was not encoded, as far as can be told.
+    #[error(
+        "a URL with an @ behind its address: in a password, # / ? @ and % are written %23 %2F %3F %40 \
+         and %25, or it is put into store.password_file"
+    )]
+    Password,
     /// `#insecure` was asked for.
     #[error("a URL that asks for TLS without checking the certificate")]
     Insecure,
@@ -51,6 +57,9 @@ impl StoreUrl {
     pub fn parse(text: &str) -> Result<Self, StoreUrlError> {
         if text == "embedded" {
             return Ok(Self::Embedded);
+        }
+        if has_raw_password(text) {
+            return Err(StoreUrlError::Password);
         }
         let url = redis::parse_redis_url(text).ok_or(StoreUrlError::Scheme)?;
         let info = url.into_connection_info().map_err(|error| {
@@ -93,6 +102,18 @@ impl StoreUrl {
             **info = ConnectionInfo::clone(info).set_redis_settings(settings);
         }
     }
+}
+
+/// Whether the address ends before the credentials do: at a character of the password that should
+/// have been encoded. What such a URL names is another host, or none.
+fn has_raw_password(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return false;
+    };
+    let is_path = scheme.ends_with("unix");
+    let address = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let behind = &rest[address.len()..];
+    !is_path && behind.contains('@')
 }
 
 impl PartialEq for StoreUrl {
@@ -265,6 +286,21 @@ mod tests {
             let error = StoreUrl::parse(written).unwrap_err();
             assert!(!error.to_string().contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_password_that_was_not_encoded_gets_a_hint_and_is_not_repeated() {
+        for password in [
+            "hun#ter2", "hun/ter2", "hun?ter2", "12/34", "12#34", "12?34",
+        ] {
+            let error = StoreUrl::parse(&format!("redis://joe:{password}@h")).unwrap_err();
+            assert_eq!(error, StoreUrlError::Password, "{password}");
+            let text = error.to_string();
+            assert!(text.contains("%23") && text.contains("store.password_file"));
+        }
+        let at = StoreUrl::parse("redis://joe:hun@ter2@h").unwrap();
+        assert_eq!(at.password().unwrap().expose(), "hun@ter2");
+        assert!(StoreUrl::parse("redis+unix:///run/a@b.sock").is_ok());
     }
 
     #[test]

@@ -290,11 +290,17 @@ impl Connection {
             Err(_) => {
                 stats.errors_total.add(1);
                 self.core.refresh_gauges();
+                let error = match stats.store_error() {
+                    error if !error.is_empty() => error,
+                    _ if stats.store_up.get() == 0 => {
+                        "none; the store has not answered yet".to_owned()
+                    }
+                    _ => "none".to_owned(),
+                };
                 let text = format!(
-                    "TIMEOUT not all is in the store yet: {} keys wait sealed, {} in the open epoch; last error: {}",
+                    "TIMEOUT not all is in the store yet: {} keys wait sealed, {} in the open epoch; last error: {error}",
                     stats.sealed_keys.get(),
                     stats.epoch_keys.get(),
-                    stats.store_error()
                 );
                 encode::error(&mut self.rest, text);
             }

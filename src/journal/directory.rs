@@ -28,9 +28,12 @@ use super::power::Boot;
 use super::segment::{Sealed, SealedParts, Writer, map_read};
 use crate::fail_point::fail_point;
 use crate::private::{self, Narrowed};
+use crate::small_file;
 use crate::store::{Identity, NodeId, RunId};
 use crate::time::unix_ms;
 
+/// `node.json` at most, in bytes: it has a line of 20 for each run.
+const NODE_BYTES_MAX: u64 = 64 << 10;
 /// So many runs are remembered: a store that was rolled back may carry the token of an older one.
 const RUNS_MAX: usize = 64;
 
@@ -583,7 +586,7 @@ pub struct NodeFacts {
 /// [`JournalError::Io`] or [`JournalError::Node`].
 pub fn read_node(state_dir: &Path) -> Result<Option<NodeFacts>, JournalError> {
     let path = state_dir.join("node.json");
-    let text = match fs::read(&path) {
+    let text = match small_file::read(&path, NODE_BYTES_MAX) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error(&path, "read")(error)),

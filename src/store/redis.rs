@@ -1,10 +1,10 @@
 //! The store in a single Redis or Valkey: over TCP, TLS or a Unix socket.
 //!
-//! Three kinds of connection, none of which waits for another: a lane for batches
-//! ([`lane`], own code, because the answer to "was it applied?" hangs on every byte of it), one
-//! shared connection for reads and one for publishing ([`reads`], the `redis` crate's multiplexed
-//! one). All of them begin with the same handshake ([`handshake`]) on the same kind of byte stream
-//! ([`stream`]).
+//! Connections of four kinds, none of which waits for another: a lane for batches ([`lane`]), a few for
+//! reads and one for publishing ([`reads`]), and one for the subscription ([`feed`]). They are own code,
+//! because the answer to "was it applied?" hangs on every byte of it, and because what a server may
+//! answer is bounded. All of them begin with the same handshake ([`handshake`]) on the same kind of
+//! byte stream ([`stream`]). The `redis` crate reads the URL.
 //!
 //! Invariants:
 //! 1. A lane's connection is its own, and nothing reconnects it in silence: that would lose the
@@ -12,7 +12,7 @@
 //! 2. A lane has one batch in flight. In a chain sent blind, the `WATCH` behind an aborted `EXEC`
 //!    would arm the next one, which would then count twice.
 //! 3. No error and no log line carries a password: addresses are shown without credentials, and
-//!    the server's words about `AUTH` are not repeated, as some servers echo its arguments.
+//!    all that a server says is cleaned first ([`shown`]), as some servers echo what they were sent.
 //!
 //! It refuses Redis Cluster (the server answers `MOVED` or `CROSSSLOT`, which is handed up).
 
@@ -24,6 +24,7 @@ mod lane;
 mod reads;
 mod replies;
 mod server_error;
+mod shown;
 mod stream;
 mod tls;
 
@@ -34,12 +35,16 @@ use std::time::Duration;
 use ::redis::ConnectionInfo;
 use bytes::Bytes;
 
-use self::exchange::Wire;
+use self::exchange::{Peer, Wire};
 pub use self::lane::RedisLane;
-use self::reads::Shared;
+use self::reads::Pool;
+use self::shown::Shown;
 use self::stream::Connector;
 use super::{Identity, READ_KEYS_MAX, Reading, Standing, Store, StoreError};
 pub use feed::RedisFeed;
+
+/// Reads under way at a time: a large one does not hold up a small one.
+const READS_MAX: usize = 4;
 
 /// What a flush promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,7 +61,8 @@ pub enum Delivery {
 pub struct Timeouts {
     /// For a connection, its TLS included, and the handshake on it: each.
     pub connect: Duration,
-    /// For a batch, without a single byte going either way.
+    /// For a batch, without a single byte going either way; and for the whole of it, beside the time
+    /// that its bytes take at 64 KB a second.
     pub progress: Duration,
     /// For the answer to a read or a publish.
     pub response: Duration,
@@ -104,9 +110,9 @@ pub struct RedisStore {
     config: Arc<RedisConfig>,
     identity: Identity,
     connector: Arc<Connector>,
-    // Two connections, so that a large message does not hold up a read behind it.
-    reads: Shared,
-    publishing: Shared,
+    peer: Peer,
+    reads: Pool,
+    publishing: Pool,
 }
 
 impl RedisStore {
@@ -117,13 +123,30 @@ impl RedisStore {
             config.info.addr().clone(),
             config.timeouts.connect,
         ));
+        let peer = Peer {
+            address: connector.address().clone(),
+            shown: Arc::new(Shown::without(config.info.redis_settings().password())),
+        };
+        let pool =
+            |connections| Pool::new(config.clone(), connector.clone(), peer.clone(), connections);
         Self {
-            reads: Shared::new(config.clone(), connector.clone()),
-            publishing: Shared::new(config.clone(), connector.clone()),
+            reads: pool(READS_MAX),
+            // Messages keep their order.
+            publishing: pool(1),
             connector,
             config,
+            peer,
             identity,
         }
+    }
+
+    async fn wire(&self) -> Result<Wire, StoreError> {
+        let stream = self.connector.connect().await?;
+        Ok(Wire::new(
+            stream,
+            self.peer.clone(),
+            self.config.timeouts.connect,
+        ))
     }
 }
 
@@ -132,21 +155,13 @@ impl Store for RedisStore {
     type Feed = RedisFeed;
 
     async fn connect(&self) -> Result<(RedisLane, Standing), StoreError> {
-        let stream = self.connector.connect().await?;
-        let wire = Wire::new(
-            stream,
-            self.connector.address().clone(),
-            self.config.timeouts.connect,
-        );
-        RedisLane::open(wire, &self.config, self.identity).await
+        RedisLane::open(self.wire().await?, &self.config, self.identity).await
     }
 
     async fn read(&self, keys: &[Bytes]) -> Result<Reading, StoreError> {
         if keys.len() > READ_KEYS_MAX {
-            return Err(StoreError::Protocol {
-                address: self.connector.address().to_string(),
-                message: format!("a read of {} keys, over {READ_KEYS_MAX}", keys.len()),
-            });
+            let message = format!("a read of {} keys, over {READ_KEYS_MAX}", keys.len());
+            return Err(self.peer.protocol(&message));
         }
         match self.config.delivery {
             Delivery::ExactlyOnce => self.reads.read(keys).await,
@@ -159,9 +174,6 @@ impl Store for RedisStore {
     }
 
     async fn subscribe(&self) -> Result<RedisFeed, StoreError> {
-        let stream = self.connector.connect().await?;
-        let address = self.connector.address().clone();
-        let wire = Wire::new(stream, address, self.config.timeouts.connect);
-        RedisFeed::open(wire, &self.config).await
+        RedisFeed::open(self.wire().await?, &self.config).await
     }
 }

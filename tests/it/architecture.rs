@@ -31,7 +31,8 @@ const ROOMS: &[Room] = &[
     room("fail_point", &[]),
     // Of the applications and of the admin server.
     room("socket", &[]),
-    // What is kept on disk, and from whom.
+    // What is kept on disk, from whom, and how much of it is read.
+    room("small_file", &[]),
     room("private", &[]),
     room("wire", &[]),
     room("counters", &[]),
@@ -40,7 +41,14 @@ const ROOMS: &[Room] = &[
     // Records on behalf of the table; carries the ids that the store knows a node by.
     room(
         "journal",
-        &["time", "fail_point", "private", "counters", "store"],
+        &[
+            "time",
+            "fail_point",
+            "small_file",
+            "private",
+            "counters",
+            "store",
+        ],
     ),
     room(
         "flush",
@@ -80,7 +88,7 @@ const ROOMS: &[Room] = &[
     // What the service manager hands over and is told.
     room("systemd", &["stats", "health"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
-    room("config", &[]),
+    room("config", &["small_file"]),
     room("log", &["config"]),
     // Alone sees all rooms.
     room(

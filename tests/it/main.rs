@@ -20,6 +20,7 @@ mod demo;
 mod durable;
 mod exact;
 mod faults;
+mod hostile_store;
 mod journal;
 #[cfg(feature = "fail-points")]
 mod kill_points;

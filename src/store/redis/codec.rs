@@ -12,7 +12,7 @@
 
 /// The longest line or string that a lane's replies may hold, in bytes. The longest that is due
 /// is an `INFO` section, of a few KiB.
-pub(super) const REPLY_BYTES_MAX: usize = 1 << 20;
+pub(super) const REPLY_BYTES_MAX: usize = 64 << 10;
 
 /// Room for one read, in bytes: some 3,000 replies to a batch's commands.
 const READ_BYTES: usize = 32 << 10;
@@ -62,6 +62,8 @@ pub(super) enum Reply<'b> {
     Integer(i64),
     /// `$…`
     Bulk(&'b [u8]),
+    /// `$…` of so many bytes, which are passed over: more than are taken.
+    Long(usize),
     /// `$-1` or `*-1`
     Nil,
     /// The head of an array of so many elements.
@@ -71,7 +73,7 @@ pub(super) enum Reply<'b> {
 /// Bytes that are no RESP2, or more than a lane takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Malformed {
-    #[error("a reply begins with byte {0:#04x}")]
+    #[error("{}", kind_text(*.0))]
     Kind(u8),
     #[error("a number in a reply is malformed")]
     Number,
@@ -79,6 +81,15 @@ pub(super) enum Malformed {
     End,
     #[error("a reply larger than what is taken")]
     Long,
+}
+
+/// Who speaks so, where the first byte tells.
+fn kind_text(byte: u8) -> String {
+    match byte {
+        b'H' => "it answers as an HTTP server does, not as Redis: is the port right?".to_owned(),
+        0x15 | 0x16 => "it speaks TLS: is it meant to be rediss://?".to_owned(),
+        other => format!("a reply begins with byte {other:#04x}: is this Redis?"),
+    }
 }
 
 /// What was received and not yet taken.
@@ -89,6 +100,10 @@ pub(super) struct ReplyBuffer {
     end: usize,
     /// Longest string or line taken, in bytes.
     limit: usize,
+    /// Whether longer strings are passed over.
+    skips: bool,
+    /// Bytes of such a string that are still to come, its line's end included.
+    skip: usize,
 }
 
 impl ReplyBuffer {
@@ -98,6 +113,8 @@ impl ReplyBuffer {
             start: 0,
             end: 0,
             limit: REPLY_BYTES_MAX,
+            skips: false,
+            skip: 0,
         }
     }
 
@@ -106,13 +123,18 @@ impl ReplyBuffer {
         self.limit = limit;
     }
 
+    /// Strings over the limit are passed over from now on, as [`Reply::Long`], instead of refused.
+    pub(super) fn skip_long(&mut self) {
+        self.skips = true;
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.start == self.end
+        self.start == self.end && self.skip == 0
     }
 
     /// Room for the next read; what was read is then told to [`filled`](Self::filled).
     pub(super) fn room(&mut self) -> &mut [u8] {
-        if self.is_empty() {
+        if self.start == self.end {
             self.start = 0;
             self.end = 0;
         } else if self.start > 0 {
@@ -138,11 +160,20 @@ impl ReplyBuffer {
     /// # Errors
     /// What was received is no RESP2: nothing behind it can be understood.
     pub(super) fn next_reply(&mut self) -> Result<Option<Reply<'_>>, Malformed> {
+        let passed = self.skip.min(self.end - self.start);
+        self.start += passed;
+        self.skip -= passed;
         let received = self.bytes.get(self.start..self.end).unwrap_or_default();
         let Some((reply, length)) = scan(received, self.limit)? else {
             return Ok(None);
         };
         self.start += length;
+        if let Reply::Long(bytes) = reply {
+            if !self.skips {
+                return Err(Malformed::Long);
+            }
+            self.skip = bytes.saturating_add(2);
+        }
         Ok(Some(reply))
     }
 }
@@ -182,7 +213,7 @@ fn scan(bytes: &[u8], limit: usize) -> Result<Option<(Reply<'_>, usize)>, Malfor
             length => {
                 let length = usize::try_from(length).map_err(|_| Malformed::Number)?;
                 if length > limit {
-                    return Err(Malformed::Long);
+                    return Ok(Some((Reply::Long(length), head)));
                 }
                 let Some(body) = bytes.get(head..head + length + 2) else {
                     return Ok(None);
@@ -270,7 +301,7 @@ mod tests {
             (b":-\r\n", Malformed::Number),
             (b":9223372036854775808\r\n", Malformed::Number),
             (b"$-2\r\n", Malformed::Number),
-            (b"$1048577\r\n", Malformed::Long),
+            (b"$65537\r\n", Malformed::Long),
             (b"$1\r\nabc", Malformed::End),
         ] {
             assert_eq!(replies(bytes, 1), Err(error));

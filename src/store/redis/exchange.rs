@@ -12,7 +12,12 @@
 //!    while its end is being encoded, and the buffer stays small whatever the batch.
 //! 4. After a failure, or after a future that was dropped, the wire is out of step for good: its
 //!    owner drops it.
+//! 5. An exchange ends: it may stand still for the wire's limit, and beyond that limit it must move
+//!    [`BYTES_PER_MS_MIN`] on average, both directions together. A server that sends a byte now and then
+//!    does not hold its client for longer than one that says nothing.
+//! 6. What a server says is cleaned by [`Shown`] where it leaves this file.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -24,8 +29,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
 
 use super::codec::{Malformed, Reply, ReplyBuffer};
+use super::shown::{SHOWN_BYTES_MAX, Shown};
 use super::stream::Stream;
 use crate::store::StoreError;
+
+/// An exchange that is slower on the whole, after the wire's limit, is given up: 64 KB a second.
+const BYTES_PER_MS_MIN: u64 = 64;
 
 /// What is to be sent.
 pub(super) trait Request {
@@ -59,21 +68,63 @@ pub(super) struct Failure {
     pub(super) error: StoreError,
 }
 
+/// Who is at the other end, for what is said of it.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    /// Without credentials.
+    pub(super) address: Arc<str>,
+    /// How its words may be shown.
+    pub(super) shown: Arc<Shown>,
+}
+
+impl Peer {
+    /// It answered otherwise than the protocol allows.
+    pub(super) fn protocol(&self, message: &str) -> StoreError {
+        StoreError::Protocol {
+            address: self.address.to_string(),
+            message: self.shown.text(message),
+        }
+    }
+
+    /// It refused.
+    pub(super) fn refused(&self, message: &str) -> StoreError {
+        StoreError::Refused {
+            address: self.address.to_string(),
+            message: self.shown.text(message),
+        }
+    }
+
+    fn io(&self, source: io::Error) -> StoreError {
+        StoreError::Io {
+            address: self.address.to_string(),
+            source,
+        }
+    }
+}
+
 /// A connection, with its buffers.
 pub(super) struct Wire {
     stream: Stream,
-    address: Arc<str>,
+    peer: Peer,
     limit: Duration,
     out: Vec<u8>,
     input: ReplyBuffer,
 }
 
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire")
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Wire {
     /// `limit`: how long an exchange may stand still.
-    pub(super) fn new(stream: Stream, address: Arc<str>, limit: Duration) -> Self {
+    pub(super) fn new(stream: Stream, peer: Peer, limit: Duration) -> Self {
         Self {
             stream,
-            address,
+            peer,
             limit,
             out: Vec::new(),
             input: ReplyBuffer::new(),
@@ -85,30 +136,18 @@ impl Wire {
         self.limit = limit;
     }
 
-    /// The byte stream, for another protocol machine to go on with.
-    pub(super) fn into_stream(self) -> Stream {
-        self.stream
+    /// See [`Peer::protocol`].
+    pub(super) fn protocol(&self, message: impl AsRef<str>) -> StoreError {
+        self.peer.protocol(message.as_ref())
     }
 
-    pub(super) fn protocol(&self, message: impl Into<String>) -> StoreError {
-        StoreError::Protocol {
-            address: self.address.to_string(),
-            message: message.into(),
-        }
-    }
-
-    pub(super) fn refused(&self, message: impl Into<String>) -> StoreError {
-        StoreError::Refused {
-            address: self.address.to_string(),
-            message: message.into(),
-        }
+    /// See [`Peer::refused`].
+    pub(super) fn refused(&self, message: impl AsRef<str>) -> StoreError {
+        self.peer.refused(message.as_ref())
     }
 
     fn io(&self, source: io::Error) -> StoreError {
-        StoreError::Io {
-            address: self.address.to_string(),
-            source,
-        }
+        self.peer.io(source)
     }
 
     /// Sends `request` and hands the replies to `replies` until it has the last one.
@@ -127,28 +166,30 @@ impl Wire {
             written: 0,
             stage: Stage::Writing,
             sent: false,
-            moved: false,
+            moved: 0,
             broken_write: None,
         };
         self.out.clear();
-        let mut deadline = pin!(sleep_until(Instant::now() + self.limit));
-        let mut last_moved = Instant::now();
+        let begin = Instant::now();
+        let mut deadline = pin!(sleep_until(begin + self.limit));
+        let mut last = (begin, 0);
         let result = poll_fn(|cx| {
             let result = self.poll(cx, &mut state, request, replies);
             if result.is_ready() {
                 return result;
             }
-            if state.moved {
-                state.moved = false;
-                last_moved = Instant::now();
+            if state.moved > last.1 {
+                last = (Instant::now(), state.moved);
             }
             // The timer is moved only when it fires, not for every piece that arrives.
             while deadline.as_mut().poll(cx).is_ready() {
-                let due = last_moved + self.limit;
-                if due <= Instant::now() {
+                let enough = Duration::from_millis(state.moved / BYTES_PER_MS_MIN);
+                let due = (last.0 + self.limit).min(begin + self.limit + enough);
+                let now = Instant::now();
+                if due <= now {
                     return Poll::Ready(Err(StoreError::Timeout {
-                        address: self.address.to_string(),
-                        seconds: self.limit.as_secs(),
+                        address: self.peer.address.to_string(),
+                        seconds: (now - begin).as_secs(),
                     }));
                 }
                 deadline.as_mut().reset(due);
@@ -167,6 +208,11 @@ impl Wire {
         self.input.set_limit(bytes);
     }
 
+    /// Longer strings are passed over, and only told of, from now on.
+    pub(super) fn skip_long(&mut self) {
+        self.input.skip_long();
+    }
+
     /// Hands what comes unasked to `replies` until it has the last piece.
     ///
     /// # Errors
@@ -179,7 +225,7 @@ impl Wire {
             loop {
                 loop {
                     match self.input.next_reply() {
-                        Ok(Some(reply)) => match replies.take(reply) {
+                        Ok(Some(reply)) => match take(&self.peer, replies, reply) {
                             Ok(true) => return Poll::Ready(Ok(())),
                             Ok(false) => {}
                             Err(message) => return Poll::Ready(Err(self.protocol(message))),
@@ -219,7 +265,7 @@ impl Wire {
         loop {
             loop {
                 match self.input.next_reply() {
-                    Ok(Some(reply)) => match replies.take(reply) {
+                    Ok(Some(reply)) => match take(&self.peer, replies, reply) {
                         Ok(true) => return Poll::Ready(Ok(())),
                         Ok(false) => {}
                         Err(message) => return Poll::Ready(Err(self.protocol(message))),
@@ -229,7 +275,7 @@ impl Wire {
                 }
             }
             match self.poll_fill(cx) {
-                Poll::Ready(Ok(())) => state.moved = true,
+                Poll::Ready(Ok(count)) => state.moved += count as u64,
                 Poll::Ready(Err(error)) => {
                     return Poll::Ready(Err(state.broken_write.take().unwrap_or(error)));
                 }
@@ -284,7 +330,7 @@ impl Wire {
                 Ok(0) => return Poll::Ready(Err(self.io(io::ErrorKind::WriteZero.into()))),
                 Ok(count) => {
                     state.written += count;
-                    state.moved = true;
+                    state.moved += count as u64;
                 }
                 Err(error) => return Poll::Ready(Err(self.io(error))),
             }
@@ -299,8 +345,8 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once.
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
+    /// Reads once; how many bytes.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StoreError>> {
         let mut buffer = ReadBuf::new(self.input.room());
         match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
             Ok(()) if buffer.filled().is_empty() => {
@@ -309,10 +355,21 @@ impl Wire {
             Ok(()) => {
                 let count = buffer.filled().len();
                 self.input.filled(count);
-                Poll::Ready(Ok(()))
+                Poll::Ready(Ok(count))
             }
             Err(error) => Poll::Ready(Err(self.io(error))),
         }
+    }
+}
+
+/// Hands a reply on; an error as it may be shown, wherever it ends.
+fn take(peer: &Peer, replies: &mut impl Replies, reply: Reply<'_>) -> Result<bool, String> {
+    match reply {
+        Reply::Error(line) => replies.take(Reply::Error(&peer.shown.line(line))),
+        Reply::Status(line) if line.len() > SHOWN_BYTES_MAX => {
+            replies.take(Reply::Status(&peer.shown.line(line)))
+        }
+        reply => replies.take(reply),
     }
 }
 
@@ -342,7 +399,7 @@ struct Exchange {
     stage: Stage,
     /// Whether anything may have left.
     sent: bool,
-    /// Whether any byte went either way since this was last looked at.
-    moved: bool,
+    /// Bytes that went either way.
+    moved: u64,
     broken_write: Option<StoreError>,
 }

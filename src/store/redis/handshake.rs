@@ -7,7 +7,7 @@
 //! Invariants:
 //! 1. The probe comes before `WATCH`, because `EXEC` drops every watch.
 //! 2. `GET token` comes after `WATCH token`: a change after that `GET` aborts the first batch.
-//! 3. What the server says about `AUTH` is not repeated: some servers echo its arguments.
+//! 3. What the server says about `AUTH` is not repeated but for its code: it is of no more use.
 
 use ::redis::RedisConnectionInfo;
 
@@ -146,6 +146,7 @@ pub(super) async fn open_exactly_once(
     asked.check(wire, &frames, login)?;
 
     let reply = |at: usize| frames.get(at).unwrap_or(&Frame::Nil);
+    single_server(wire, reply(server))?;
     for at in [multi, set, exec, watch] {
         if let Frame::Error(message) = reply(at) {
             return Err(impossible(wire, message));
@@ -189,6 +190,16 @@ pub(super) async fn open_at_least_once(
     })
 }
 
+/// What is no single server is called what it is, before its refusals are.
+fn single_server(wire: &Wire, server: &Frame) -> Result<(), StoreError> {
+    let what = match info_field(server, "redis_mode") {
+        Some("cluster") => "a node of a Redis Cluster, and this tallyd flushes to a single server",
+        Some("sentinel") => "a Sentinel: store.url names the server that it watches",
+        _ => return Ok(()),
+    };
+    Err(wire.refused(format!("this is {what}")))
+}
+
 /// The server refuses what exactly-once stands on.
 fn impossible(wire: &Wire, message: &str) -> StoreError {
     if concerns_all(message) && code(message) != "EXECABORT" {
@@ -201,6 +212,7 @@ fn impossible(wire: &Wire, message: &str) -> StoreError {
 }
 
 fn parse_token(wire: &Wire, key: &str, frame: &Frame) -> Result<Option<Token>, StoreError> {
+    let mend = "somebody wrote to it; once it is deleted (DEL), flushing goes on";
     match frame {
         Frame::Nil => Ok(None),
         Frame::Bulk(value) => std::str::from_utf8(value)
@@ -210,12 +222,12 @@ fn parse_token(wire: &Wire, key: &str, frame: &Frame) -> Result<Option<Token>, S
             .ok_or_else(|| {
                 let shown = value.get(..SHOWN_BYTES_MAX).unwrap_or(value);
                 wire.protocol(format!(
-                    "key {key} holds \"{}\", which is no token (\"<batch> <run>\")",
+                    "key {key} holds \"{}\", which is no token (\"<batch> <run>\"): {mend}",
                     shown.escape_ascii()
                 ))
             }),
         Frame::Error(message) if code(message) == "WRONGTYPE" => {
-            Err(wire.protocol(format!("key {key} holds no token: {message}")))
+            Err(wire.protocol(format!("key {key} holds no token ({message}): {mend}")))
         }
         Frame::Error(message) => Err(wire.refused(format!("{message} (GET {key})"))),
         other => Err(wire.protocol(format!("GET {key} gave {other:?}"))),
@@ -224,6 +236,8 @@ fn parse_token(wire: &Wire, key: &str, frame: &Frame) -> Result<Option<Token>, S
 
 fn parse_clock(wire: &Wire, frame: &Frame) -> Result<u64, StoreError> {
     let key = clock_key();
+    let mend = "somebody wrote to it; set it to a number above every clock seen so far (such as \
+                1000000000000000), and values are read anew";
     match frame {
         Frame::Nil => Ok(0),
         Frame::Bulk(value) => std::str::from_utf8(value)
@@ -232,12 +246,12 @@ fn parse_clock(wire: &Wire, frame: &Frame) -> Result<u64, StoreError> {
             .ok_or_else(|| {
                 let shown = value.get(..SHOWN_BYTES_MAX).unwrap_or(value);
                 wire.protocol(format!(
-                    "key {key} holds \"{}\", which is no clock",
+                    "key {key} holds \"{}\", which is no clock: {mend}",
                     shown.escape_ascii()
                 ))
             }),
         Frame::Error(message) if code(message) == "WRONGTYPE" => {
-            Err(wire.protocol(format!("key {key} holds no clock: {message}")))
+            Err(wire.protocol(format!("key {key} holds no clock ({message}): {mend}")))
         }
         Frame::Error(message) => Err(wire.refused(format!("{message} (GET {key})"))),
         other => Err(wire.protocol(format!("GET {key} gave {other:?}"))),

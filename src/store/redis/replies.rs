@@ -279,6 +279,9 @@ pub(super) enum Frame {
     Array(Vec<Frame>),
 }
 
+/// Elements of an array in a handshake, at most; two are due.
+const ELEMENTS_MAX: usize = 16;
+
 /// Collects a number of whole replies; arrays in arrays are not due in a handshake.
 #[derive(Debug)]
 pub(super) struct Frames {
@@ -306,6 +309,10 @@ impl Replies for Frames {
             Reply::Integer(value) => Frame::Integer(value),
             Reply::Bulk(bytes) => Frame::Bulk(bytes.to_vec()),
             Reply::Nil => Frame::Nil,
+            Reply::Long(bytes) => return Err(format!("a string of {bytes} bytes")),
+            Reply::Array(length) if length > ELEMENTS_MAX => {
+                return Err(format!("an array of {length} elements"));
+            }
             Reply::Array(length) if self.open == 0 => {
                 self.open = length;
                 self.seen.push(Frame::Array(Vec::new()));
@@ -325,16 +332,19 @@ impl Replies for Frames {
     }
 }
 
-fn text(line: &[u8]) -> String {
+/// A line as text.
+pub(super) fn text(line: &[u8]) -> String {
     String::from_utf8_lossy(line).into_owned()
 }
 
-fn unexpected(due: &str, seen: Reply<'_>) -> String {
+/// What was seen, and what was due.
+pub(super) fn unexpected(due: &str, seen: Reply<'_>) -> String {
     let seen = match seen {
         Reply::Status(line) => format!("+{}", line.escape_ascii()),
         Reply::Error(line) => format!("-{}", line.escape_ascii()),
         Reply::Integer(value) => format!(":{value}"),
         Reply::Bulk(bytes) => format!("a string of {} bytes", bytes.len()),
+        Reply::Long(bytes) => format!("a string of {bytes} bytes"),
         Reply::Nil => "nil".to_owned(),
         Reply::Array(length) => format!("an array of {length}"),
     };
