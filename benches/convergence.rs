@@ -27,7 +27,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
-use tallyd::counters::{Kind, Op, RecordError, Recorder, Table, TableLimits};
+use tallyd::counters::{Announced, Kind, Op, RecordError, Recorder, Table, TableLimits};
 use tallyd::store::{Identity, NodeId, RunId};
 use tallyd::sync::message::{Head, Received};
 
@@ -272,7 +272,12 @@ fn apply() -> [f64; 3] {
         let announced = received.announced().expect("keys are text");
         decode += thread_time() - begin;
         let begin = thread_time();
-        table.observe_announced(&announced, &recorder, |_, _, observed| {
+        let Announced {
+            keys,
+            values,
+            clock,
+        } = &announced;
+        table.observe_announced(keys, values, *clock, &recorder, |_, _, observed| {
             black_box(observed);
         });
         observe += thread_time() - begin;

@@ -59,6 +59,14 @@ pub enum ListenError {
         /// As configured.
         name: String,
     },
+    /// A pattern of keys that cannot be taken.
+    #[error("limits.allow_keys, pattern {}: {source}", place + 1)]
+    Pattern {
+        /// In the list, from 0.
+        place: usize,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Names cannot be looked up.
     #[error("cannot look names up in {}: {source}", path.display())]
     Names {

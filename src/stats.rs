@@ -161,6 +161,10 @@ numbers! {
     rereads_total,
     /// Messages that were not understood.
     malformed_total,
+    /// Values of messages whose clock was ahead of what the store then showed: read anew.
+    disputed_total,
+    /// The longest piece of work between two looks at the clients, in units of some 50 ns.
+    slice_units_max,
     /// Files that recovery found damaged.
     damaged_files,
     /// Segments retained after they were applied.

@@ -90,7 +90,10 @@ pub fn report(error: &DaemonError) -> ExitCode {
 pub(super) fn exit_code(error: &DaemonError) -> ExitCode {
     match error {
         DaemonError::Listen(
-            ListenError::Group { .. } | ListenError::User { .. } | ListenError::AllowedGroup { .. },
+            ListenError::Group { .. }
+            | ListenError::User { .. }
+            | ListenError::AllowedGroup { .. }
+            | ListenError::Pattern { .. },
         )
         | DaemonError::Admin(AdminError::Unix(ListenError::Group { .. }))
         | DaemonError::Journal(JournalError::Node { .. }) => ExitCode::Configuration,

@@ -15,6 +15,8 @@ pub(super) const WRONG_TYPE: u8 = 8;
 pub(super) const NOT_INTEGER: u8 = 16;
 /// The store has the key.
 pub(super) const STORED: u8 = 64;
+/// `value` and `clock` are what a message says, not the store itself.
+pub(super) const HEARSAY: u8 = 128;
 /// The slot holds a counter (a free one has none of these bits).
 pub(super) const TAKEN: u8 = 32;
 

@@ -11,7 +11,9 @@ mod index;
 mod observe;
 
 use super::Recorder;
-use super::entry::{EXISTS, Entry, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, USED, WRONG_TYPE};
+use super::entry::{
+    EXISTS, Entry, HEARSAY, INLINE, KNOWN, LongKeys, NOT_INTEGER, STORED, USED, WRONG_TYPE,
+};
 use super::huge::prefer_large_pages;
 use super::op::{Answer, BadValue, Kind, NONE, Op};
 use super::prefetch::prefetch;
@@ -214,20 +216,19 @@ impl Table {
     }
 
     /// A delta of `amount` is in the store, which then had `value` at `clock`; or, with `None`,
-    /// was set aside for good and is no longer pending. `open_epoch` is the recorder's. Returns
-    /// whether the store's value is another one than before.
+    /// was set aside for good and is no longer pending. `open_epoch` is the recorder's.
     pub fn settle(
         &mut self,
         key: &[u8],
         amount: i64,
         stored: Option<(i64, u64)>,
         open_epoch: u32,
-    ) -> bool {
+    ) -> Observed {
         let tag = self.tag(key);
         let mut at = self.find(key, tag);
         if at == NONE {
             if amount == 0 {
-                return false;
+                return Observed::Absent;
             }
             // Evicted while its deltas cancelled out; without this one, the others no longer do.
             at = self.insert(key, tag);
@@ -241,18 +242,20 @@ impl Table {
         }
         // Not only a higher clock is news: a key that was evicted amid an epoch stands twice in its
         // batch, and the second time tells the value after both.
-        if let Some((value, clock)) = stored
-            && (clock >= entry.clock || !entry.has(KNOWN))
-        {
+        let Some((value, clock)) = stored else {
+            return Observed::Old;
+        };
+        let disputed = clock < entry.clock && entry.has(KNOWN) && entry.has(HEARSAY);
+        if clock >= entry.clock || !entry.has(KNOWN) || disputed {
             let moved = entry.value != value || !entry.has(STORED);
             entry.value = value;
             entry.clock = clock;
             entry.seen = self.now;
             entry.flags |= KNOWN | EXISTS | STORED;
-            entry.flags &= !(WRONG_TYPE | NOT_INTEGER);
-            return moved;
+            entry.flags &= !(WRONG_TYPE | NOT_INTEGER | HEARSAY);
+            return Observed::Taken { moved, disputed };
         }
-        false
+        Observed::Old
     }
 
     /// Undoes an add whose key turned out to hold no counter: the opposite amount is recorded, so

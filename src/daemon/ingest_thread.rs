@@ -78,7 +78,7 @@ impl IngestThread {
                 loop {
                     tick.tick().await;
                     health.ingest_beat();
-                    core.tick();
+                    core.tick().await;
                 }
             }
         };

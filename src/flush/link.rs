@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::counters::{Announced, Sent};
 use crate::journal::{Sealed, Writer};
-use crate::store::{KeyError, Reading, StoreError};
+use crate::store::{KeyError, NodeId, Reading, StoreError};
 
 /// What became of one delta of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +78,13 @@ pub enum ToCounters {
         /// In bytes.
         bytes_max: usize,
     },
-    /// Values that another node's batch left behind.
-    Announced(Announced),
+    /// Values that another node's batch left behind, by that node's message.
+    Announced {
+        /// Who sent it, as it says.
+        node: NodeId,
+        /// The values.
+        values: Announced,
+    },
     /// Messages were lost, or may have been: every value held is to be read anew.
     Stale,
     /// All that was pending when this was asked for has been settled, by the messages before.

@@ -4,7 +4,8 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::core::Core;
-use super::hub::{By, glob};
+use super::glob::Glob;
+use super::hub::By;
 use super::listener::Client;
 use super::report;
 use super::session::{Next, ReplyMode, Session};
@@ -405,7 +406,8 @@ fn config(core: &Core, session: &Session, args: Args<'_>, out: &mut Out) -> Opti
             ];
             let asked = |name: &str| {
                 args.from(2)
-                    .any(|pattern| glob(&pattern.to_ascii_lowercase(), name.as_bytes()))
+                    .filter_map(|pattern| Glob::new(&pattern.to_ascii_lowercase()).ok())
+                    .any(|pattern| pattern.matches(name.as_bytes()))
             };
             let found: Vec<_> = values.iter().filter(|(name, _)| asked(name)).collect();
             encode::map(out, found.len(), session.version);
@@ -447,7 +449,13 @@ fn subscribe(
             encode::error(out, text);
             break;
         }
-        session.subscriptions = hub.subscribe(id, by, name, session.version);
+        match hub.subscribe(id, by, name, session.version) {
+            Ok(count) => session.subscriptions = count,
+            Err(text) => {
+                encode::error(out, text);
+                break;
+            }
+        }
         let kind: &[u8] = if by == By::Channel {
             b"subscribe"
         } else {
@@ -511,8 +519,17 @@ fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
     let sub = args.get(1).to_ascii_lowercase();
     match (&sub[..], args.len()) {
         (b"channels", 2 | 3) => {
-            let pattern = (args.len() == 3).then(|| args.get(2));
-            let channels = hub.channels(pattern);
+            let pattern = match (args.len() == 3)
+                .then(|| Glob::new(args.get(2)))
+                .transpose()
+            {
+                Ok(pattern) => pattern,
+                Err(error) => {
+                    encode::error(out, format!("ERR {error}"));
+                    return None;
+                }
+            };
+            let channels = hub.channels(pattern.as_ref());
             encode::array(out, channels.len());
             channels.iter().for_each(|name| encode::bulk(out, name));
         }

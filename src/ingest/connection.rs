@@ -25,7 +25,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
 use super::core::Core;
-use super::hub::Inbox;
+use super::inbox::Inbox;
 use super::session::{Next, Session};
 use crate::flush::Command;
 use crate::wire::encode;

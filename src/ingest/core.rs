@@ -2,10 +2,10 @@
 //!
 //! Invariants:
 //! 1. Table and open segment change together, within one borrow and without an await.
-//! 2. No message from a stage makes a client wait; no client makes a stage wait.
+//! 2. Messages of the stages are heard in their order, one after the other, by [`Core::listen`] alone.
+//! 3. No message from a stage makes a client wait; no client makes a stage wait.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,19 +14,18 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 use super::durable::Durable;
-use super::hub::{Hub, KEY_CHANNEL};
+use super::hub::Hub;
 use super::loads::Loads;
 use super::notices::Notices;
+use super::slice::Slice;
+use super::view::Doubts;
 use super::{Access, IngestConfig};
-use crate::counters::{
-    Announced, BadValue, GROUP, Observed, Op, Reach, Recorder, Sent, StaleSweep, Table,
-};
+use crate::counters::{Op, Table};
 use crate::fail_point::fail_point;
-use crate::flush::{Closed, Command, Heard, Settled, ToCounters};
+use crate::flush::{Closed, Command, Heard, ToCounters};
 use crate::hot::Hot;
-use crate::journal::{Sealed, Writer};
+use crate::journal::Writer;
 use crate::stats::Stats;
-use crate::store::{Delta, KeyError, Reading};
 use crate::time::unix_ms;
 
 /// Bytes read from a socket at a time; fits the second-level cache with the replies.
@@ -40,28 +39,9 @@ pub struct State {
     pub writer: Writer,
     /// Whether the flush stage was asked to seal this epoch early.
     seal_asked: bool,
-    /// Values that may or may not contain a batch of this node whose answer is still under way.
-    unsettled: HashMap<Bytes, Unsettled>,
-    /// The search for values to be read anew, while it goes on.
-    sweep: Option<StaleSweep>,
-    /// Keys of that search that are being read.
-    sweeping: usize,
-    /// Whether keys of that search could not be read: it begins anew at the next tick.
-    sweep_again: bool,
+    /// What is not sure of the view.
+    pub(super) doubts: Doubts,
 }
-
-struct Unsettled {
-    value: Option<i64>,
-    clock: u64,
-    reach: Reach,
-    /// Whether a whole tick has passed since.
-    aged: bool,
-}
-
-/// Values that may wait for a batch to settle; beyond it the view is read anew.
-const UNSETTLED_MAX: usize = 100_000;
-/// Keys of one step of the search for stale values.
-const SWEEP_KEYS: usize = 1000;
 
 /// What all connections share.
 pub struct Core {
@@ -97,6 +77,10 @@ pub struct Core {
     pub started: Instant,
     /// Which keys change.
     pub hot: Arc<Hot>,
+    /// The work of this thread that is not a client's.
+    pub slice: Slice,
+    /// Rung when the search for stale values is to go on.
+    pub(super) sweep_wanted: Notify,
     seal_wanted: Arc<Notify>,
     /// When the open epoch was first seen to have a delta; 0: it has none.
     epoch_since: Cell<u64>,
@@ -145,10 +129,7 @@ impl Core {
                 table: parts.table,
                 writer: parts.writer,
                 seal_asked: false,
-                unsettled: HashMap::new(),
-                sweep: None,
-                sweeping: 0,
-                sweep_again: false,
+                doubts: Doubts::default(),
             }),
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
@@ -161,6 +142,8 @@ impl Core {
             flush: parts.flush,
             clients: super::listener::Clients::default(),
             started: Instant::now(),
+            slice: Slice::default(),
+            sweep_wanted: Notify::new(),
             seal_wanted: parts.seal_wanted,
             hot: parts.hot,
             epoch_since: Cell::new(0),
@@ -185,10 +168,17 @@ impl Core {
 
     /// Hears the stages until they are gone.
     pub async fn listen(self: Rc<Self>, mut messages: mpsc::Receiver<ToCounters>) {
-        while let Some(message) = messages.recv().await {
-            self.hear(message);
-            // A settled batch is the longest of these; clients come in between.
-            tokio::task::yield_now().await;
+        loop {
+            tokio::select! {
+                biased;
+                message = messages.recv() => match message {
+                    None => return,
+                    Some(message) => self.hear(message).await,
+                },
+                () = self.sweep_wanted.notified() => self.sweep_on().await,
+            }
+            // Clients come in between.
+            self.slice.pause(&self.stats).await;
         }
     }
 
@@ -213,93 +203,44 @@ impl Core {
     }
 
     /// What has to be done now and then: ages, values that waited too long, a search that stalled.
-    pub fn tick(&self) {
+    pub async fn tick(&self) {
         self.refresh_gauges();
         self.notices.tick();
-        let mut state = self.state.borrow_mut();
-        state.table.set_now(self.started.elapsed().as_secs() as u16);
-        self.retry_unsettled(&mut state, true);
+        let now = self.started.elapsed().as_secs() as u16;
+        self.state.borrow_mut().table.set_now(now);
         self.loads.tidy();
-        // A step whose keys were asked for by others ends without a reading of its own.
-        state.sweeping = 0;
-        if std::mem::take(&mut state.sweep_again) {
-            state.sweep = Some(StaleSweep::default());
-        }
-        self.continue_sweep(&mut state);
+        self.tick_view().await;
     }
 
-    fn hear(&self, message: ToCounters) {
-        let mut borrowed = self.state.borrow_mut();
-        let state = &mut *borrowed;
+    async fn hear(&self, message: ToCounters) {
         match message {
-            ToCounters::Seal { mut next, closed } => {
-                // An epoch that was never acknowledged to anyone is not worth a segment.
-                let answer = if state.writer.records() == 0 {
-                    Closed::Empty(next)
-                } else {
-                    self.durable.also(state.writer.sync_handle());
-                    next.begin(state.writer.next_first_batch());
-                    state.seal_asked = false;
-                    self.epoch_since.set(0);
-                    fail_point("epoch.closed");
-                    Closed::Epoch(std::mem::replace(&mut state.writer, next))
-                };
+            ToCounters::Seal { next, closed } => {
                 // If the flush stage is gone, the segment is dropped whole and recovered later.
-                let _ = closed.send(answer);
+                let _ = closed.send(self.close_epoch(next));
             }
             ToCounters::Settle {
                 segment,
                 batch,
                 settled,
                 clock,
-            } => {
-                self.settle(state, &segment, batch, &settled, clock);
-                self.retry_unsettled(state, false);
-            }
+            } => self.settle(&segment, batch, &settled, clock).await,
             ToCounters::Restore {
                 segment,
                 batch,
                 skip,
-            } => {
-                for (index, delta) in segment.batch(batch).enumerate() {
-                    if !skip.contains(&index) {
-                        state.table.restore(delta.key, delta.amount);
-                    }
-                }
-            }
-            ToCounters::ForgetClocks => self.forget_clocks(state, 0),
+            } => self.restore(&segment, batch, &skip).await,
+            ToCounters::ForgetClocks => self.forget_clocks(&mut self.state.borrow_mut(), 0),
             ToCounters::Loaded {
                 keys,
                 reading,
                 asked,
                 sent,
-            } => {
-                let mut waiting = HashSet::new();
-                match &reading {
-                    Ok(reading) => {
-                        if reading.clock < asked.clock {
-                            tracing::warn!("the store went back in time: all values are read anew");
-                            self.forget_clocks(state, reading.clock);
-                        }
-                        self.heard.clock(reading.clock);
-                        let reach = if asked.losses == self.heard.now().losses {
-                            Reach::Read
-                        } else {
-                            Reach::ReadBefore
-                        };
-                        waiting = self.read(state, &keys, reading, reach, sent);
-                        state.sweeping = state.sweeping.saturating_sub(keys.len());
-                    }
-                    // The search has gone past them.
-                    Err(_) => state.sweep_again = true,
-                }
-                let done = keys.iter().filter(|key| !waiting.contains(*key));
-                self.loads.arrived(done, reading.is_ok());
-                self.continue_sweep(state);
+            } => self.loaded(&keys, &reading, asked, sent).await,
+            ToCounters::Announced { node, values } => self.announced(node, &values).await,
+            ToCounters::Stale => self.mark_stale(&mut self.state.borrow_mut()),
+            ToCounters::Budget { bytes_max } => {
+                self.state.borrow_mut().writer.set_bytes_max(bytes_max);
             }
-            ToCounters::Announced(announced) => self.announced(state, &announced),
-            ToCounters::Stale => self.mark_stale(state),
-            ToCounters::Budget { bytes_max } => state.writer.set_bytes_max(bytes_max),
             ToCounters::Flushed(done) => {
                 // Whoever asked may have gone.
                 let _ = done.send(());
@@ -307,251 +248,24 @@ impl Core {
             // It tells of every key, so it is for those who may use every key.
             ToCounters::Message(_) if !self.access.borrow().keys.is_all() => {}
             ToCounters::Message(text) => {
-                self.hub
-                    .borrow_mut()
-                    .publish(self.config.channel.as_bytes(), &text, self);
+                self.publish(self.config.channel.as_bytes(), &text).await;
             }
         }
-        self.stats
-            .view_evictions_total
-            .set(borrowed.table.evicted());
+        let evicted = self.state.borrow().table.evicted();
+        self.stats.view_evictions_total.set(evicted);
     }
 
-    fn settle(
-        &self,
-        state: &mut State,
-        segment: &Sealed,
-        batch: u64,
-        settled: &[Settled],
-        clock: u64,
-    ) {
-        self.heard.clock(clock);
-        let epoch = state.writer.epoch();
-        let watched = self.hub.borrow().watches_keys();
-        let table = &mut state.table;
-        let deltas: Vec<Delta<'_>> = segment.batch(batch).collect();
-        for (index, (delta, settled)) in deltas.iter().zip(settled).enumerate() {
-            if index.is_multiple_of(GROUP) {
-                table.prefetch(deltas[index..].iter().map(|delta| delta.key));
-            }
-            match settled {
-                Settled::Stored(value) => {
-                    let stored = value.map(|value| (value, clock));
-                    let moved = table.settle(delta.key, delta.amount, stored, epoch);
-                    self.known(table, delta.key);
-                    if let Some(value) = value
-                        && watched
-                        && moved
-                    {
-                        self.tell_watchers(delta.key, *value);
-                    }
-                }
-                Settled::Rejected(error) => {
-                    table.settle(delta.key, delta.amount, None, epoch);
-                    if let Some(bad) = bad_value(error) {
-                        table.observe_bad(delta.key, bad);
-                    }
-                }
-                Settled::Before => {}
-            }
+    fn close_epoch(&self, mut next: Writer) -> Closed {
+        let state = &mut *self.state.borrow_mut();
+        // An epoch that was never acknowledged to anyone is not worth a segment.
+        if state.writer.records() == 0 {
+            return Closed::Empty(next);
         }
-    }
-
-    fn announced(&self, state: &mut State, announced: &Announced) {
-        self.heard.clock(announced.clock);
-        let State {
-            table,
-            writer,
-            unsettled,
-            ..
-        } = state;
-        let watched = self.hub.borrow().watches_keys();
-        let awaited = self.loads.any_cold();
-        let mut full = false;
-        let mut taken = Vec::new();
-        table.observe_announced(announced, writer, |key, value, observed| {
-            match observed {
-                Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
-                    let seen = Unsettled {
-                        value: Some(value),
-                        clock: announced.clock,
-                        reach: Reach::Announced,
-                        aged: false,
-                    };
-                    keep_newest(unsettled, key, seen);
-                }
-                Observed::Unsettled => full = true,
-                Observed::Taken { .. } if awaited => taken.push(key.to_vec()),
-                _ => {}
-            }
-            if watched && matches!(observed, Observed::Taken { moved: true } | Observed::Absent) {
-                self.tell_watchers(key, value);
-            }
-        });
-        for key in taken {
-            self.known(table, &key);
-        }
-        if full {
-            self.mark_stale(state);
-        }
-    }
-
-    /// Takes a reading. Returns the keys whose values must wait for a batch.
-    fn read(
-        &self,
-        state: &mut State,
-        keys: &[Bytes],
-        reading: &Reading,
-        reach: Reach,
-        sent: Sent,
-    ) -> HashSet<Bytes> {
-        let mut waiting = HashSet::new();
-        let watched = self.hub.borrow().watches_keys();
-        let State {
-            table,
-            writer,
-            unsettled,
-            ..
-        } = state;
-        for (key, value) in keys.iter().zip(&reading.values) {
-            match value {
-                Ok(value) => {
-                    let (value, clock) = (*value, reading.clock);
-                    match table.observe(key, value, clock, reach, Some((&*writer, sent))) {
-                        Observed::Unsettled if unsettled.len() < UNSETTLED_MAX => {
-                            let seen = Unsettled {
-                                value,
-                                clock,
-                                reach,
-                                aged: false,
-                            };
-                            keep_newest(unsettled, key, seen);
-                            waiting.insert(key.clone());
-                        }
-                        Observed::Taken { moved: true } if watched => {
-                            self.tell_watchers(key, value.unwrap_or(0));
-                        }
-                        _ => {}
-                    }
-                    self.known(table, key);
-                }
-                Err(error) => {
-                    if let Some(bad) = bad_value(error) {
-                        table.observe_bad(key, bad);
-                    }
-                }
-            }
-        }
-        waiting
-    }
-
-    /// Values that had to wait for a batch. At a tick those that have waited for a whole one are
-    /// taken as they are, so that a store that is slow to answer this node does not hide what others
-    /// do.
-    fn retry_unsettled(&self, state: &mut State, tick: bool) {
-        let State {
-            table,
-            writer,
-            unsettled,
-            ..
-        } = state;
-        if unsettled.is_empty() {
-            return;
-        }
-        unsettled.retain(|key, seen| {
-            let deltas = (!(tick && seen.aged)).then_some((&*writer, Sent::ANY));
-            seen.aged |= tick;
-            let observed = table.observe(key, seen.value, seen.clock, seen.reach, deltas);
-            if observed == (Observed::Taken { moved: true }) {
-                self.tell_watchers(key, seen.value.unwrap_or(0));
-            }
-            if observed != Observed::Unsettled {
-                self.known(table, key);
-                self.loads.arrived([key], true);
-            }
-            observed == Observed::Unsettled
-        });
-    }
-
-    fn mark_stale(&self, state: &mut State) {
-        state.table.mark_stale();
-        self.heard.loss();
-        for seen in state.unsettled.values_mut() {
-            if seen.reach == Reach::Read {
-                seen.reach = Reach::ReadBefore;
-            }
-        }
-        state.sweep = Some(StaleSweep::default());
-        self.continue_sweep(state);
-    }
-
-    /// One bounded step of reading stale values anew; the next follows when it is answered.
-    fn continue_sweep(&self, state: &mut State) {
-        if state.sweeping > 0 {
-            return;
-        }
-        let Some(sweep) = &mut state.sweep else {
-            return;
-        };
-        let mut keys = Vec::new();
-        let mut more = true;
-        while keys.is_empty() && more {
-            more = state.table.next_stale(sweep, SWEEP_KEYS, &mut keys);
-        }
-        if !more {
-            state.sweep = None;
-        }
-        if !keys.is_empty() {
-            state.sweeping = keys.len();
-            self.stats.rereads_total.add(keys.len() as u64);
-            let keys: Vec<Bytes> = keys.into_iter().map(Bytes::from).collect();
-            if !self.loads.ask(&keys) {
-                state.sweep_again = true;
-            }
-        }
-    }
-
-    /// Whoever waits for this key's value can be answered, if it is known now.
-    fn known(&self, table: &Table, key: &[u8]) {
-        self.loads.known(key, || {
-            let view = table.view(key).filter(|view| view.known)?;
-            Some(view.value.saturating_add(view.pending))
-        });
-    }
-
-    fn forget_clocks(&self, state: &mut State, clock: u64) {
-        state.table.forget_clocks();
-        state.unsettled.clear();
-        self.heard.restart(clock);
-    }
-
-    /// Tells those who watch one counter, if there are any.
-    fn tell_watchers(&self, key: &[u8], value: i64) {
-        if !self.access.borrow().keys.allow(key) {
-            return; // Other nodes' clients may use others.
-        }
-        let channel = [KEY_CHANNEL, key].concat();
-        let mut hub = self.hub.borrow_mut();
-        hub.publish(&channel, value.to_string().as_bytes(), self);
-    }
-}
-
-fn keep_newest(unsettled: &mut HashMap<Bytes, Unsettled>, key: &[u8], new: Unsettled) {
-    match unsettled.get_mut(key) {
-        Some(known) if known.clock > new.clock => {}
-        // At an equal clock only a reading is news, as in the table.
-        Some(known) if known.clock == new.clock && new.reach == Reach::Announced => {}
-        Some(known) => *known = new,
-        None => {
-            unsettled.insert(Bytes::copy_from_slice(key), new);
-        }
-    }
-}
-
-fn bad_value(error: &KeyError) -> Option<BadValue> {
-    match error {
-        KeyError::WrongType => Some(BadValue::WrongType),
-        KeyError::NotInteger => Some(BadValue::NotInteger),
-        _ => None,
+        self.durable.also(state.writer.sync_handle());
+        next.begin(state.writer.next_first_batch());
+        state.seal_asked = false;
+        self.epoch_since.set(0);
+        fail_point("epoch.closed");
+        Closed::Epoch(std::mem::replace(&mut state.writer, next))
     }
 }

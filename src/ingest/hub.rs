@@ -1,61 +1,49 @@
-//! Subscribers on this daemon's own socket.
+//! Subscribers on this daemon's own socket: who is subscribed to what.
 //!
-//! Each has a bounded queue; one that does not keep up is cut off and counted, as Redis does, so
-//! that it can neither fill the memory nor hold up anyone.
+//! A channel's subscribers are found by its hash. A pattern is tested once for each message, whoever has
+//! it. Publishing is work of [`slice`](super::slice)s: between two of them a subscriber may come or go,
+//! and gets the message or not.
 
-use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
-use std::task::{Context, Poll};
-
-use tokio::sync::mpsc;
 
 use super::core::Core;
+use super::glob::Glob;
+use super::inbox::{self, Frame, Inbox, Outlet};
 use super::listener::Client;
 use crate::wire::encode::{self, Version};
 
 /// Before a key: the channel that tells its value whenever it changed.
 pub const KEY_CHANNEL: &[u8] = b"tallyd:key:";
-/// Messages that may wait for one subscriber: a batch of the largest size, for one who watches
-/// every key of it.
-pub const QUEUE: usize = 128 * 1024;
-/// Bytes that may wait for one subscriber, as in Redis.
-const QUEUE_BYTES: usize = 32 << 20;
-
-/// An encoded message.
-pub type Frame = Rc<[u8]>;
-
-/// Where a subscriber's messages wait.
-pub struct Inbox {
-    frames: mpsc::Receiver<Frame>,
-    bytes: Rc<Cell<usize>>,
-}
-
-impl Inbox {
-    /// The next message.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
-        let next = self.frames.poll_recv(cx);
-        if let Poll::Ready(Some(frame)) = &next {
-            self.bytes.set(self.bytes.get() - frame.len());
-        }
-        next
-    }
-}
+/// Different patterns of all clients together: each is tested for every message.
+pub const PATTERNS_MAX: usize = 1000;
+/// Steps of a pattern in a unit of work.
+const STEPS_A_UNIT: usize = 16;
 
 struct Subscriber {
     client: Rc<Client>,
-    queue: mpsc::Sender<Frame>,
-    /// What waits in the queue.
-    bytes: Rc<Cell<usize>>,
+    outlet: Outlet,
     version: Version,
-    channels: HashSet<Vec<u8>>,
-    patterns: HashSet<Vec<u8>>,
+    channels: HashSet<Rc<[u8]>>,
+    patterns: HashSet<Rc<[u8]>>,
+}
+
+/// A pattern, and who is subscribed by it.
+struct Pattern {
+    name: Rc<[u8]>,
+    glob: Glob,
 }
 
 /// See the module's documentation.
 #[derive(Default)]
 pub struct Hub {
     subscribers: HashMap<u64, Subscriber>,
+    channels: HashMap<Rc<[u8]>, HashSet<u64>>,
+    by_pattern: HashMap<Rc<[u8]>, HashSet<u64>>,
+    /// The patterns of `by_pattern`, compiled. Whoever goes through them keeps the list of that moment.
+    patterns: Rc<Vec<Rc<Pattern>>>,
+    /// Channels that tell of single keys.
+    key_channels: usize,
 }
 
 /// Exact names, or patterns.
@@ -76,28 +64,67 @@ impl Hub {
     /// Adds a client, which is subscribed to nothing yet; what it is to be sent waits in the inbox.
     pub fn add(&mut self, client: Rc<Client>) -> Inbox {
         let id = client.id;
-        let (queue, frames) = mpsc::channel(QUEUE);
-        let bytes = Rc::new(Cell::new(0));
+        let (outlet, inbox) = inbox::queue();
         let new = Subscriber {
             client,
-            queue,
-            bytes: Rc::clone(&bytes),
+            outlet,
             version: Version::Resp2,
             channels: HashSet::new(),
             patterns: HashSet::new(),
         };
         self.subscribers.insert(id, new);
-        Inbox { frames, bytes }
+        inbox
     }
 
     /// Subscribes; returns to how much the client is subscribed.
-    pub fn subscribe(&mut self, client: u64, by: By, name: &[u8], version: Version) -> usize {
+    ///
+    /// # Errors
+    /// A pattern that is too long, or one more than there may be, in words.
+    pub fn subscribe(
+        &mut self,
+        client: u64,
+        by: By,
+        name: &[u8],
+        version: Version,
+    ) -> Result<usize, String> {
         let Some(subscriber) = self.subscribers.get_mut(&client) else {
-            return 0;
+            return Ok(0);
         };
         subscriber.version = version;
-        subscriber.names(by).insert(name.to_vec());
-        subscriber.count()
+        let known = match by {
+            By::Channel => self.channels.get_key_value(name),
+            By::Pattern => self.by_pattern.get_key_value(name),
+        };
+        let is_new = known.is_none();
+        let name: Rc<[u8]> = known.map_or_else(|| name.into(), |(name, _)| Rc::clone(name));
+        match by {
+            By::Channel => {
+                self.key_channels += usize::from(is_new && name.starts_with(KEY_CHANNEL));
+                self.channels
+                    .entry(Rc::clone(&name))
+                    .or_default()
+                    .insert(client);
+                subscriber.channels.insert(name);
+            }
+            By::Pattern => {
+                if is_new {
+                    if self.patterns.len() >= PATTERNS_MAX {
+                        return Err(format!(
+                            "ERR all clients together may have {PATTERNS_MAX} different patterns"
+                        ));
+                    }
+                    let glob = Glob::new(&name).map_err(|error| format!("ERR {error}"))?;
+                    let name = Rc::clone(&name);
+                    Rc::make_mut(&mut self.patterns).push(Rc::new(Pattern { name, glob }));
+                }
+                self.by_pattern
+                    .entry(Rc::clone(&name))
+                    .or_default()
+                    .insert(client);
+                subscriber.patterns.insert(name);
+            }
+        }
+        Ok(subscriber.count())
     }
 
     /// Unsubscribes; returns to how much the client is still subscribed.
@@ -105,8 +132,35 @@ impl Hub {
         let Some(subscriber) = self.subscribers.get_mut(&client) else {
             return 0;
         };
-        subscriber.names(by).remove(name);
-        subscriber.count()
+        let was_subscribed = match by {
+            By::Channel => subscriber.channels.remove(name),
+            By::Pattern => subscriber.patterns.remove(name),
+        };
+        let left = subscriber.count();
+        if was_subscribed {
+            self.forget(client, by, name);
+        }
+        left
+    }
+
+    /// Takes a client from the index.
+    fn forget(&mut self, client: u64, by: By, name: &[u8]) {
+        let index = match by {
+            By::Channel => &mut self.channels,
+            By::Pattern => &mut self.by_pattern,
+        };
+        let Some(clients) = index.get_mut(name) else {
+            return;
+        };
+        clients.remove(&client);
+        if !clients.is_empty() {
+            return;
+        }
+        index.remove(name);
+        match by {
+            By::Channel => self.key_channels -= usize::from(name.starts_with(KEY_CHANNEL)),
+            By::Pattern => Rc::make_mut(&mut self.patterns).retain(|known| *known.name != *name),
+        }
     }
 
     /// What the client is subscribed to.
@@ -116,102 +170,112 @@ impl Hub {
             By::Pattern => &subscriber.patterns,
         });
         names
-            .map(|names| names.iter().cloned().collect())
+            .map(|names| names.iter().map(|name| name.to_vec()).collect())
             .unwrap_or_default()
+    }
+
+    /// To how many channels and patterns the client is subscribed.
+    pub fn counts(&self, client: u64) -> (usize, usize) {
+        let subscriber = self.subscribers.get(&client);
+        subscriber.map_or((0, 0), |s| (s.channels.len(), s.patterns.len()))
     }
 
     /// Whether anyone may want to know of single keys. Patterns are taken for a yes.
     pub fn watches_keys(&self) -> bool {
-        self.subscribers.values().any(|subscriber| {
-            !subscriber.patterns.is_empty()
-                || subscriber
-                    .channels
-                    .iter()
-                    .any(|name| name.starts_with(KEY_CHANNEL))
-        })
+        self.key_channels > 0 || !self.patterns.is_empty()
     }
 
     /// Channels with a subscriber that match `pattern`, each once.
-    pub fn channels(&self, pattern: Option<&[u8]>) -> BTreeSet<&[u8]> {
-        let all = self
-            .subscribers
-            .values()
-            .flat_map(|subscriber| &subscriber.channels);
-        all.map(Vec::as_slice)
-            .filter(|name| pattern.is_none_or(|p| glob(p, name)))
+    pub fn channels(&self, pattern: Option<&Glob>) -> BTreeSet<&[u8]> {
+        let all = self.channels.keys().map(|name| &**name);
+        all.filter(|name| pattern.is_none_or(|pattern| pattern.matches(name)))
             .collect()
     }
 
     /// How many subscribe to exactly this channel.
     pub fn subscribers(&self, channel: &[u8]) -> usize {
-        self.subscribers
-            .values()
-            .filter(|s| s.channels.contains(channel))
-            .count()
+        self.channels.get(channel).map_or(0, HashSet::len)
     }
 
     /// How many different patterns there are.
     pub fn patterns(&self) -> usize {
-        let all = self
-            .subscribers
-            .values()
-            .flat_map(|subscriber| &subscriber.patterns);
-        all.collect::<BTreeSet<_>>().len()
+        self.patterns.len()
     }
 
     /// Forgets a client.
     pub fn remove(&mut self, client: u64) {
-        self.subscribers.remove(&client);
+        let Some(subscriber) = self.subscribers.remove(&client) else {
+            return;
+        };
+        for name in &subscriber.channels {
+            self.forget(client, By::Channel, name);
+        }
+        for name in &subscriber.patterns {
+            self.forget(client, By::Pattern, name);
+        }
+    }
+}
+
+impl Core {
+    /// Hands a message to everyone who is subscribed to `channel`, in slices.
+    pub async fn publish(&self, channel: &[u8], message: &[u8]) {
+        let (to, patterns) = {
+            let hub = self.hub.borrow();
+            let to: Vec<u64> = hub
+                .channels
+                .get(channel)
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect();
+            (to, Rc::clone(&hub.patterns))
+        };
+        self.slice.spend(1);
+        if !to.is_empty() {
+            self.deliver(&to, &[b"message", channel, message]).await;
+        }
+        for pattern in patterns.iter() {
+            self.slice
+                .spend(1 + pattern.glob.steps(channel.len()) / STEPS_A_UNIT);
+            if pattern.glob.matches(channel) {
+                let to: Vec<u64> = {
+                    let hub = self.hub.borrow();
+                    let clients = hub.by_pattern.get(&pattern.name);
+                    clients.into_iter().flatten().copied().collect()
+                };
+                let parts: [&[u8]; 4] = [b"pmessage", &pattern.name, channel, message];
+                self.deliver(&to, &parts).await;
+            }
+            self.slice.pause_if_due(&self.stats).await;
+        }
     }
 
-    /// Hands a message to everyone who is subscribed to `channel`.
-    pub fn publish(&mut self, channel: &[u8], message: &[u8], core: &Core) {
-        // One encoding for each version, whoever gets it.
-        let mut plain: [Option<Frame>; 2] = [None, None];
-        self.subscribers.retain(|_, subscriber| {
-            let mut keeps_up = true;
-            if subscriber.channels.contains(channel) {
+    /// One encoding for each version, whoever gets it.
+    async fn deliver(&self, to: &[u64], parts: &[&[u8]]) {
+        let mut frames: [Option<Frame>; 2] = [None, None];
+        for &id in to {
+            {
+                let mut hub = self.hub.borrow_mut();
+                let Some(subscriber) = hub.subscribers.get(&id) else {
+                    continue;
+                };
                 let version = subscriber.version;
-                let frame = plain[usize::from(version == Version::Resp3)]
-                    .get_or_insert_with(|| frame(version, &[b"message", channel, message]));
-                keeps_up = subscriber.hand(Rc::clone(frame));
+                let frame = frames[usize::from(version == Version::Resp3)]
+                    .get_or_insert_with(|| frame(version, parts));
+                if !subscriber.outlet.hand(Rc::clone(frame)) {
+                    self.stats.subscribers_dropped_total.add(1);
+                    self.notices.slow_subscriber(id);
+                    subscriber.client.cut_off();
+                    hub.remove(id);
+                }
             }
-            for pattern in subscriber.patterns.iter().filter(|p| glob(p, channel)) {
-                let frame = frame(
-                    subscriber.version,
-                    &[b"pmessage", pattern, channel, message],
-                );
-                keeps_up &= subscriber.hand(frame);
-            }
-            if !keeps_up {
-                core.stats.subscribers_dropped_total.add(1);
-                core.notices.slow_subscriber(subscriber.client.id);
-                subscriber.client.cut_off();
-            }
-            keeps_up
-        });
+            self.slice.spend(1);
+            self.slice.pause_if_due(&self.stats).await;
+        }
     }
 }
 
 impl Subscriber {
-    /// `false`: it has not read for too long.
-    fn hand(&self, frame: Frame) -> bool {
-        let bytes = self.bytes.get() + frame.len();
-        // One message alone may be as large as the store lets it be.
-        let room = bytes <= QUEUE_BYTES || self.bytes.get() == 0;
-        if room {
-            self.bytes.set(bytes);
-        }
-        room && self.queue.try_send(frame).is_ok()
-    }
-
-    fn names(&mut self, by: By) -> &mut HashSet<Vec<u8>> {
-        match by {
-            By::Channel => &mut self.channels,
-            By::Pattern => &mut self.patterns,
-        }
-    }
-
     fn count(&self) -> usize {
         self.channels.len() + self.patterns.len()
     }
@@ -224,106 +288,4 @@ fn frame(version: Version, parts: &[&[u8]]) -> Frame {
         encode::bulk(&mut out, part);
     }
     out.into()
-}
-
-/// Redis' glob: `*`, `?`, `[a-c]`, `[^x]`, and `\` before a character that means itself.
-pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    // Where to go on when the last star takes one character more.
-    let mut star = None;
-    loop {
-        if p < pattern.len() && pattern[p] == b'*' {
-            star = Some((p + 1, t));
-            p += 1;
-            continue;
-        }
-        if t == text.len() {
-            return p == pattern.len();
-        }
-        match one(&pattern[p.min(pattern.len())..], text[t]) {
-            Some(len) => {
-                p += len;
-                t += 1;
-            }
-            None => match star {
-                None => return false,
-                Some((after, from)) => {
-                    p = after;
-                    t = from + 1;
-                    star = Some((after, t));
-                }
-            },
-        }
-    }
-}
-
-/// Whether the first element of the pattern takes `byte`; its length if so.
-fn one(pattern: &[u8], byte: u8) -> Option<usize> {
-    match *pattern {
-        [] => None,
-        [b'?', ..] => Some(1),
-        [b'\\', literal, ..] => (literal == byte).then_some(2),
-        [b'[', ref rest @ ..] => {
-            let (negated, from) = if rest.first() == Some(&b'^') {
-                (true, 1)
-            } else {
-                (false, 0)
-            };
-            let mut at = from;
-            let mut found = false;
-            while at < rest.len() && rest[at] != b']' {
-                match rest[at..] {
-                    [b'\\', literal, ..] => {
-                        found |= literal == byte;
-                        at += 2;
-                    }
-                    [low, b'-', high, ..] if high != b']' => {
-                        found |= (low.min(high)..=low.max(high)).contains(&byte);
-                        at += 3;
-                    }
-                    [literal, ..] => {
-                        found |= literal == byte;
-                        at += 1;
-                    }
-                    [] => break,
-                }
-            }
-            (found != negated).then_some((at + 2).min(pattern.len()))
-        }
-        [literal, ..] => (literal == byte).then_some(1),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::glob;
-
-    #[test]
-    fn globs_match_as_in_redis() {
-        for (pattern, text, expected) in [
-            ("*", "", true),
-            ("h?llo", "hello", true),
-            ("h?llo", "hllo", false),
-            ("h*llo", "heeeello", true),
-            ("h[ae]llo", "hallo", true),
-            ("h[ae]llo", "hillo", false),
-            ("h[^e]llo", "hello", false),
-            ("h[a-b]llo", "hbllo", true),
-            ("tallyd:*", "tallyd:deltas", true),
-            ("tallyd:*", "tally:deltas", false),
-            ("a\\*b", "a*b", true),
-            ("a\\*b", "axb", false),
-            ("*a*b*c", "xxaxxbxxc", true),
-            ("*a*b*c", "xxaxxcxxb", false),
-            ("abc", "abcd", false),
-            ("abcd", "abc", false),
-            ("[", "a", false),
-        ] {
-            assert_eq!(
-                glob(pattern.as_bytes(), text.as_bytes()),
-                expected,
-                "{pattern} {text}"
-            );
-        }
-    }
 }

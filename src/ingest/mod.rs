@@ -13,6 +13,10 @@
 //! - [`loads`]: clients that wait for a value of the store
 //! - [`durable`]: clients that wait for the disk
 //! - [`hub`]: who subscribes to what
+//! - [`inbox`]: what a subscriber is still to be sent
+//! - [`mod@glob`]: what patterns match
+//! - [`view`]: what the stages tell of values
+//! - [`slice`]: long work, with clients in between
 //! - [`notices`]: what the log is told of clients and limits
 //! - [`report`]: `INFO`, `TALLY.STATS`
 
@@ -20,7 +24,9 @@ pub mod commands;
 pub mod connection;
 pub mod core;
 pub mod durable;
+pub mod glob;
 pub mod hub;
+pub mod inbox;
 pub mod keys;
 pub mod listener;
 pub mod loads;
@@ -28,7 +34,9 @@ pub mod notices;
 pub mod peers;
 pub mod report;
 pub mod session;
+pub mod slice;
 mod taken;
+pub mod view;
 
 use std::time::Duration;
 
@@ -69,7 +77,7 @@ impl Access {
     /// From the configuration's lists.
     ///
     /// # Errors
-    /// A user or a group that the system does not know.
+    /// A user or a group that the system does not know, or a pattern that is too long.
     pub fn find(
         users: &[String],
         groups: &[String],
@@ -77,7 +85,12 @@ impl Access {
     ) -> Result<Self, crate::socket::ListenError> {
         Ok(Self {
             peers: AllowedPeers::find(users, groups)?,
-            keys: AllowedKeys::new(patterns),
+            keys: AllowedKeys::new(patterns).map_err(|(place, source)| {
+                crate::socket::ListenError::Pattern {
+                    place,
+                    source: Box::new(source),
+                }
+            })?,
         })
     }
 }

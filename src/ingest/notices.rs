@@ -10,6 +10,7 @@ use tracing::{info, warn};
 
 use crate::counters::{Answer, Op, RecordError};
 use crate::repeats::Repeats;
+use crate::store::NodeId;
 
 /// A limit that nobody has met for so long is taken for left.
 const QUIET: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ struct Lines {
     view: Repeats,
     disk: Repeats,
     subscribers: Repeats,
+    claims: Repeats,
 }
 
 impl Notices {
@@ -82,6 +84,20 @@ impl Notices {
             warn!(
                 count = told.count,
                 client, "a subscriber did not keep up and is cut off"
+            );
+        }
+    }
+
+    /// A message's clock was far ahead of what the store then showed.
+    pub fn false_claim(&self, node: NodeId, claimed: u64, store: u64) {
+        if let Some(told) = self.0.borrow_mut().claims.again() {
+            warn!(
+                count = told.count,
+                %node,
+                claimed,
+                store,
+                "a message of this node is ahead of the store's clock: it is forged, or the store went \
+                 back; its values are read anew"
             );
         }
     }

@@ -24,7 +24,7 @@ use transaction::Transaction;
 
 use super::commands;
 use super::core::Core;
-use super::hub::Inbox;
+use super::inbox::Inbox;
 use super::listener::Client;
 use super::loads::ColdKey;
 use super::taken::Verb;

@@ -15,7 +15,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
 use crate::counters::Announced;
-use crate::store::Identity;
+use crate::store::{Identity, NodeId, RunId};
+
+/// What is shown of a text that makes no sense, in characters.
+const SHOWN_CHARS_MAX: usize = 64;
 
 /// The version written here.
 pub const VERSION: u32 = 1;
@@ -143,6 +146,9 @@ pub enum MessageError {
     /// It was written by a newer tallyd.
     #[error("version {0}, and this tallyd reads version {VERSION}")]
     Version(u32),
+    /// It names no node, or no run.
+    #[error("{0} is no {1}")]
+    Id(String, &'static str),
     /// A key's base64 is none.
     #[error("a key is no base64")]
     Key,
@@ -162,6 +168,17 @@ impl<'a> Received<'a> {
                 _ => MessageError::Malformed(error),
             }),
         }
+    }
+
+    /// Who sent it: the ids as they are written, in hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`MessageError::Id`]
+    pub fn sender(&self) -> Result<(NodeId, RunId), MessageError> {
+        let bad = |text: &str, what| MessageError::Id(shown(text), what);
+        let node = hex(&self.node, 32).ok_or_else(|| bad(&self.node, "node id"))?;
+        let run = hex(&self.run, 16).ok_or_else(|| bad(&self.run, "run id"))?;
+        Ok((NodeId(node), RunId(run as u64)))
     }
 
     /// Whether it carries no value: a heartbeat.
@@ -193,6 +210,26 @@ impl<'a> Received<'a> {
     }
 }
 
+/// A number of exactly so many hexadecimal digits, as nodes write it.
+fn hex(text: &str, digits: usize) -> Option<u128> {
+    let plain = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if text.len() != digits || !text.bytes().all(plain) {
+        return None;
+    }
+    u128::from_str_radix(text, 16).ok()
+}
+
+/// A stranger's text, as a log line may have it.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    let more = if cut.len() < text.len() {
+        "... (cut)"
+    } else {
+        ""
+    };
+    format!("\"{}\"{more}", cut.escape_debug())
+}
+
 #[derive(Deserialize)]
 struct OnlyVersion {
     v: u32,
@@ -203,7 +240,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::{NodeId, RunId};
 
     fn head() -> Head {
         let identity = Identity {
@@ -277,6 +313,40 @@ mod tests {
             String::from_utf8(text).unwrap(),
             r#"{"v":1,"node":"00000000000000000000000000000077","name":"web \"7\"\n","run":"0000000000000099","seq":1734,"clock":90211,"at":5,"deltas":[["likes:42",8731,1204113],["ü\"",3,4]],"deltas_b64":[["/w==",-1,2]]}"#
         );
+    }
+
+    #[test]
+    fn a_sender_is_named_by_ids_and_nothing_else_is_one() {
+        let text = head().message(1, 1, 1, std::iter::empty());
+        let sender = Received::decode(&text).unwrap().sender().unwrap();
+        assert_eq!(sender, (NodeId(0x77), RunId(0x99)));
+        let text = String::from_utf8(text).unwrap();
+        for (own, other) in [
+            ("00000000000000000000000000000077", "77"),
+            (
+                "00000000000000000000000000000077",
+                "+0000000000000000000000000000077",
+            ),
+            (
+                "00000000000000000000000000000077",
+                "0000000000000000000000000000007A",
+            ),
+            ("0000000000000099", "x"),
+        ] {
+            let forged = text.replace(own, other);
+            let error = Received::decode(forged.as_bytes())
+                .unwrap()
+                .sender()
+                .unwrap_err();
+            assert!(matches!(error, MessageError::Id(..)), "{error}");
+        }
+        let long = text.replace("00000000000000000000000000000077", &"n\\n".repeat(1000));
+        let error = Received::decode(long.as_bytes())
+            .unwrap()
+            .sender()
+            .unwrap_err()
+            .to_string();
+        assert!(error.len() < 300 && !error.contains('\n'), "{error}");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::message::{Head, MessageError, Received};
 use crate::flush::ToCounters;
 use crate::repeats::Repeats;
 use crate::stats::Stats;
-use crate::store::{Feed, Store, StoreError};
+use crate::store::{Feed, NodeId, RunId, Store, StoreError};
 use crate::time::unix_ms;
 
 /// First pause after a failed subscription; it doubles up to [`PAUSE_MAX`].
@@ -34,8 +34,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const PEER_AGE_MAX: Duration = Duration::from_secs(3600);
 /// They are counted at most so often while none is new.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
-/// Nodes remembered at a time.
+/// Nodes remembered at a time. A message of one more is taken, but what it lacks is looked for each time.
 const PEERS_MAX: usize = 10_000;
+/// How often room is looked for among them.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
 
 /// What the subscriber is built from.
 pub struct Subscriber<S> {
@@ -64,13 +66,17 @@ pub enum Heard {
     Again,
 }
 
-/// The last message heard of each node.
+/// The last message heard of each node: at most [`PEERS_MAX`] of some 100 bytes each.
 #[derive(Debug, Default)]
-pub struct Peers(HashMap<String, Peer>);
+pub struct Peers {
+    nodes: HashMap<NodeId, Peer>,
+    /// When those that are silent were last looked for, because there was no room.
+    tidied: Option<Instant>,
+}
 
 #[derive(Debug)]
 struct Peer {
-    run: String,
+    run: RunId,
     seq: u64,
     heard: Instant,
 }
@@ -78,25 +84,23 @@ struct Peer {
 impl Peers {
     /// Notes a message. `fresh`: everything held is being read anyway, so that a node that was not
     /// known cannot have been missed.
-    pub fn hear(&mut self, node: &str, run: &str, seq: u64, is_empty: bool, fresh: bool) -> Heard {
+    pub fn hear(
+        &mut self,
+        node: NodeId,
+        run: RunId,
+        seq: u64,
+        is_empty: bool,
+        fresh: bool,
+    ) -> Heard {
         let now = Instant::now();
         // A heartbeat repeats the last number; any other message has the next one.
         let before = if is_empty { seq } else { seq.saturating_sub(1) };
-        let Some(peer) = self.0.get_mut(node).filter(|peer| peer.run == run) else {
+        let Some(peer) = self.nodes.get_mut(&node).filter(|peer| peer.run == run) else {
             // Killed, its last run may have ended between a batch and its message.
-            let restarted = self.0.contains_key(node);
-            if self.0.len() >= PEERS_MAX {
-                self.0.retain(|_, peer| peer.heard.elapsed() < PEER_AGE_MAX);
-            }
-            if self.0.len() < PEERS_MAX || self.0.contains_key(node) {
-                self.0.insert(
-                    node.to_owned(),
-                    Peer {
-                        run: run.to_owned(),
-                        seq,
-                        heard: now,
-                    },
-                );
+            let restarted = self.nodes.contains_key(&node);
+            if restarted || self.has_room(now) {
+                let heard = now;
+                self.nodes.insert(node, Peer { run, seq, heard });
             }
             return if !restarted && (before == 0 || fresh) {
                 Heard::InOrder
@@ -114,9 +118,18 @@ impl Peers {
         heard
     }
 
+    /// Whether one more may be remembered. Room is looked for now and then, not for each message.
+    fn has_room(&mut self, now: Instant) -> bool {
+        if self.nodes.len() >= PEERS_MAX && self.tidied.is_none_or(|at| now - at >= TIDY_EVERY) {
+            self.tidied = Some(now);
+            self.nodes.retain(|_, peer| now - peer.heard < PEER_AGE_MAX);
+        }
+        self.nodes.len() < PEERS_MAX
+    }
+
     /// How many nodes were heard of late.
     pub fn count(&self) -> usize {
-        self.0
+        self.nodes
             .values()
             .filter(|peer| peer.heard.elapsed() < PEER_AGE_MAX)
             .count()
@@ -197,9 +210,9 @@ impl<S: Store> Subscriber<S> {
                 }
             }
             let (known, at) = counted;
-            if known != peers.0.len() || at.elapsed() >= COUNT_EVERY {
+            if known != peers.nodes.len() || at.elapsed() >= COUNT_EVERY {
                 self.stats.peers.set(peers.count() as u64);
-                counted = (peers.0.len(), Instant::now());
+                counted = (peers.nodes.len(), Instant::now());
             }
         }
     }
@@ -218,22 +231,21 @@ impl<S: Store> Subscriber<S> {
         if self.head.is_of(&message) {
             return Ok(());
         }
+        let (node, run) = message.sender()?;
         let announced = message.announced()?;
         self.stats.messages_total.add(1);
         self.stats
             .announced_total
             .add(announced.values.len() as u64);
         self.stats.lag_ms.set(unix_ms().saturating_sub(message.at));
-        let heard = peers.hear(
-            &message.node,
-            &message.run,
-            message.seq,
-            message.is_empty(),
-            fresh,
-        );
+        let heard = peers.hear(node, run, message.seq, message.is_empty(), fresh);
         if !announced.values.is_empty() {
             // If the counters are gone, the daemon is stopping.
-            let _ = self.counters.send(ToCounters::Announced(announced)).await;
+            let message = ToCounters::Announced {
+                node,
+                values: announced,
+            };
+            let _ = self.counters.send(message).await;
         }
         if heard == Heard::Gap {
             self.stats.gaps_total.add(1);
@@ -248,36 +260,67 @@ impl<S: Store> Subscriber<S> {
 mod tests {
     use super::*;
 
+    fn hear(
+        peers: &mut Peers,
+        node: char,
+        run: u64,
+        seq: u64,
+        is_empty: bool,
+        fresh: bool,
+    ) -> Heard {
+        peers.hear(NodeId(node as u128), RunId(run), seq, is_empty, fresh)
+    }
+
+    #[test]
+    fn nodes_without_number_take_bounded_room_and_no_search_for_each() {
+        let mut peers = Peers::default();
+        for node in 0..PEERS_MAX as u128 * 2 {
+            peers.hear(NodeId(node), RunId(1), 1, false, false);
+        }
+        assert_eq!(peers.nodes.len(), PEERS_MAX);
+        let tidied = peers.tidied;
+        peers.hear(NodeId(u128::MAX), RunId(1), 1, false, false);
+        assert!(
+            tidied.is_some() && peers.tidied == tidied,
+            "looked for once"
+        );
+        // Who is known stays so.
+        assert_eq!(
+            peers.hear(NodeId(0), RunId(1), 2, false, false),
+            Heard::InOrder
+        );
+    }
+
     #[test]
     fn numbers_without_a_gap_are_in_order_and_heartbeats_repeat_the_last() {
         let mut peers = Peers::default();
-        assert_eq!(peers.hear("a", "1", 1, false, false), Heard::InOrder);
-        assert_eq!(peers.hear("a", "1", 2, false, false), Heard::InOrder);
-        assert_eq!(peers.hear("a", "1", 2, true, false), Heard::InOrder);
-        assert_eq!(peers.hear("a", "1", 3, false, false), Heard::InOrder);
-        assert_eq!(peers.hear("b", "1", 0, true, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'a', 1, 1, false, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'a', 1, 2, false, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'a', 1, 2, true, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'a', 1, 3, false, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'b', 1, 0, true, false), Heard::InOrder);
         assert_eq!(peers.count(), 2);
     }
 
     #[test]
     fn a_loss_is_noticed_by_the_next_message_or_heartbeat() {
         let mut peers = Peers::default();
-        peers.hear("a", "1", 1, false, false);
-        assert_eq!(peers.hear("a", "1", 3, false, false), Heard::Gap);
-        assert_eq!(peers.hear("a", "1", 4, true, false), Heard::Gap);
-        assert_eq!(peers.hear("a", "1", 4, true, false), Heard::InOrder);
-        assert_eq!(peers.hear("a", "1", 2, false, false), Heard::Again);
-        assert_eq!(peers.hear("a", "1", 5, false, false), Heard::InOrder);
+        hear(&mut peers, 'a', 1, 1, false, false);
+        assert_eq!(hear(&mut peers, 'a', 1, 3, false, false), Heard::Gap);
+        assert_eq!(hear(&mut peers, 'a', 1, 4, true, false), Heard::Gap);
+        assert_eq!(hear(&mut peers, 'a', 1, 4, true, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'a', 1, 2, false, false), Heard::Again);
+        assert_eq!(hear(&mut peers, 'a', 1, 5, false, false), Heard::InOrder);
     }
 
     #[test]
     fn a_new_node_begins_at_one_and_a_new_run_may_have_lost_the_end_of_the_old_one() {
         let mut peers = Peers::default();
-        peers.hear("a", "1", 9, false, true);
-        assert_eq!(peers.hear("a", "2", 1, false, false), Heard::Gap);
-        assert_eq!(peers.hear("a", "2", 2, false, false), Heard::InOrder);
-        assert_eq!(peers.hear("d", "1", 1, false, false), Heard::InOrder);
-        assert_eq!(peers.hear("b", "1", 7, true, false), Heard::Gap);
-        assert_eq!(peers.hear("c", "1", 7, true, true), Heard::InOrder);
+        hear(&mut peers, 'a', 1, 9, false, true);
+        assert_eq!(hear(&mut peers, 'a', 2, 1, false, false), Heard::Gap);
+        assert_eq!(hear(&mut peers, 'a', 2, 2, false, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'd', 1, 1, false, false), Heard::InOrder);
+        assert_eq!(hear(&mut peers, 'b', 1, 7, true, false), Heard::Gap);
+        assert_eq!(hear(&mut peers, 'c', 1, 7, true, true), Heard::InOrder);
     }
 }

@@ -15,15 +15,15 @@ use crate::support::{seed, wait_until};
 
 const CHANNEL: &str = "tallyd:deltas";
 
-fn quiet(redis: &RedisServer) -> Settings {
+pub fn quiet(redis: &RedisServer) -> Settings {
     Daemon::builder(redis.url()).flush_interval(NEVER)
 }
 
-fn stat(daemon: &Daemon, name: &str) -> i64 {
+pub fn stat(daemon: &Daemon, name: &str) -> i64 {
     daemon.client().command(&["TALLY.STATS"]).fields()[name].number()
 }
 
-fn get(daemon: &Daemon, key: &str) -> Option<i64> {
+pub fn get(daemon: &Daemon, key: &str) -> Option<i64> {
     match daemon.client().command(&["GET", key]) {
         Value::Nil => None,
         value => Some(value.number()),
@@ -31,13 +31,13 @@ fn get(daemon: &Daemon, key: &str) -> Option<i64> {
 }
 
 #[track_caller]
-fn wait_shown(daemon: &Daemon, key: &str, value: i64) {
+pub fn wait_shown(daemon: &Daemon, key: &str, value: i64) {
     wait_until(&format!("{key} shows {value}"), || {
         get(daemon, key) == Some(value)
     });
 }
 
-fn wait_subscribed(daemon: &Daemon) {
+pub fn wait_subscribed(daemon: &Daemon) {
     wait_until("it is subscribed", || stat(daemon, "subscribed") == 1);
 }
 
@@ -48,18 +48,22 @@ fn mget(client: &mut Client, keys: &[String]) -> Vec<Value> {
 }
 
 /// A message of a node that does not exist.
-fn message(node: &str, seq: u64, clock: u64, deltas: &str) -> String {
+pub fn message(node: &str, seq: u64, clock: u64, deltas: &str) -> String {
+    let digits = node.bytes().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    });
     format!(
-        r#"{{"v":1,"node":"{node}","name":"fake","run":"1","seq":{seq},"clock":{clock},"at":1,"deltas":[{deltas}]}}"#
+        r#"{{"v":1,"node":"{digits:0>32}","name":"fake","run":"0000000000000001","seq":{seq},"clock":{clock},"at":1,"deltas":[{deltas}]}}"#
     )
 }
 
-fn publish(redis: &RedisServer, text: impl AsRef<[u8]>) {
+pub fn publish(redis: &RedisServer, text: impl AsRef<[u8]>) {
     let mut client = redis.client();
     client.command(&[b"PUBLISH", CHANNEL.as_bytes(), text.as_ref()]);
 }
 
-fn clock(redis: &RedisServer) -> u64 {
+pub fn clock(redis: &RedisServer) -> u64 {
     redis.counter("tallyd:clock") as u64
 }
 

@@ -19,7 +19,9 @@ mod crash;
 mod demo;
 mod durable;
 mod exact;
+mod fairness;
 mod faults;
+mod forged;
 mod hostile_store;
 mod journal;
 #[cfg(feature = "fail-points")]

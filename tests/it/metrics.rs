@@ -422,7 +422,7 @@ fn each_metric_moves_with_its_cause() {
     let mut store = redis.client();
     let mut message = |seq: u64| {
         let text = format!(
-            r#"{{"v":1,"node":"00000000000000000000000000000077","name":"other","run":"1","seq":{seq},"clock":1,"at":1,"deltas":[["k",1,1]]}}"#
+            r#"{{"v":1,"node":"00000000000000000000000000000077","name":"other","run":"0000000000000001","seq":{seq},"clock":1,"at":1,"deltas":[["k",1,1]]}}"#
         );
         store.command(&["PUBLISH", "tallyd:deltas", &text]);
     };

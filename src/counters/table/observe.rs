@@ -1,7 +1,12 @@
 //! What the store says of keys: values that were read or announced, and which may be out of date.
+//!
+//! A message is hearsay: anybody who may publish can write one. What the store itself says to this node,
+//! a reading or the reply to a batch, replaces it whatever its clock. Where its clock was ahead, the message
+//! may also be true and only faster: then the key is to be read anew ([`Observed::Taken`], `disputed`), by
+//! which time a true message's clock is the store's.
 
 use super::super::Recorder;
-use super::super::entry::{EXISTS, KNOWN, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE};
+use super::super::entry::{EXISTS, HEARSAY, KNOWN, NOT_INTEGER, STORED, TAKEN, USED, WRONG_TYPE};
 use super::super::op::{BadValue, NONE};
 use super::super::prefetch::prefetch;
 use super::super::sent::Sent;
@@ -25,6 +30,8 @@ pub enum Observed {
     Taken {
         /// Whether it is another one than before.
         moved: bool,
+        /// Whether a message had claimed a later one: the key is to be read anew.
+        disputed: bool,
     },
     /// Older than what is known.
     Old,
@@ -113,21 +120,23 @@ impl Table {
         self.observe_at(at, value, clock, reach, deltas)
     }
 
-    /// Takes the values of a message, in groups as commands are. `each` hears what became of every
+    /// Takes values of a message with this clock, in groups as commands are, as [`Announced`] holds them. `each` hears what became of every
     /// key.
     pub fn observe_announced(
         &mut self,
-        announced: &Announced,
+        keys: &[u8],
+        values: &[(u32, i64)],
+        clock: u64,
         recorder: &impl Recorder,
         mut each: impl FnMut(&[u8], i64, Observed),
     ) {
         let mut found = [(0, NONE); GROUP];
         let mut start = 0;
-        for group in announced.values.chunks(GROUP) {
+        for group in values.chunks(GROUP) {
             let first = start;
             let mask = self.slots.len() - 1;
             for (&(len, _), found) in group.iter().zip(&mut found) {
-                found.0 = self.tag(&announced.keys[start..start + len as usize]);
+                found.0 = self.tag(&keys[start..start + len as usize]);
                 prefetch(&self.slots[found.0 as usize & mask]);
                 start += len as usize;
             }
@@ -139,13 +148,13 @@ impl Table {
             }
             let mut at = first;
             for (&(len, value), &(tag, candidate)) in group.iter().zip(&found) {
-                let key = &announced.keys[at..at + len as usize];
+                let key = &keys[at..at + len as usize];
                 at += len as usize;
                 let mut entry = candidate;
                 if entry != NONE && !self.entries[entry as usize].holds(key, &self.long) {
                     entry = self.find(key, tag);
                 }
-                let (clock, reach) = (announced.clock, Reach::Announced);
+                let reach = Reach::Announced;
                 let deltas = Some((recorder, Sent::ANY));
                 let observed = self.observe_at(entry, Some(value), clock, reach, deltas);
                 each(key, value, observed);
@@ -165,11 +174,10 @@ impl Table {
             return Observed::Absent;
         }
         let entry = &mut self.entries[at as usize];
-        let news = match reach {
-            Reach::Read | Reach::ReadBefore => clock >= entry.clock,
-            Reach::Announced => clock > entry.clock,
-        };
-        if entry.has(KNOWN) && !news {
+        let own = reach != Reach::Announced;
+        let news = clock > entry.clock || (own && clock == entry.clock);
+        let disputed = own && !news && entry.has(KNOWN) && entry.has(HEARSAY);
+        if entry.has(KNOWN) && !news && !disputed {
             return Observed::Old;
         }
         if let Some((recorder, sent)) = deltas {
@@ -193,14 +201,17 @@ impl Table {
             entry.generation = self.generation;
         }
         entry.flags |= KNOWN;
-        entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED);
+        entry.flags &= !(WRONG_TYPE | NOT_INTEGER | EXISTS | STORED | HEARSAY);
+        if !own {
+            entry.flags |= HEARSAY;
+        }
         if value.is_some() {
             entry.flags |= STORED;
         }
         if value.is_some() || entry.epoch != 0 || entry.pending != 0 {
             entry.flags |= EXISTS;
         }
-        Observed::Taken { moved }
+        Observed::Taken { moved, disputed }
     }
 
     /// The store holds no counter under `key`: adds are refused until a value is seen again.

@@ -112,6 +112,8 @@ struct Counter {
     stored: bool,
     /// An add may be on its way to the store.
     added: bool,
+    /// The value is what a message says.
+    hearsay: bool,
     bad: Option<BadValue>,
 }
 
@@ -308,8 +310,9 @@ impl Pair {
         counter.pending = counter.pending.wrapping_sub(amount);
         counter.added &= counter.pending != 0 || open;
         if let Some((value, clock)) = stored
-            && (clock >= counter.clock || !counter.known)
+            && (clock >= counter.clock || !counter.known || counter.hearsay)
         {
+            counter.hearsay = false;
             counter.value = value;
             counter.clock = clock;
             counter.known = true;
@@ -342,16 +345,21 @@ impl Pair {
                 let observed =
                     self.table
                         .observe(&key, value, clock, reach, None::<(&Plain, Sent)>);
-                let moved = matches!(observed, Observed::Taken { .. });
+                let taken = matches!(observed, Observed::Taken { .. });
                 let Some(counter) = self.model.get_mut(&key) else {
-                    assert!(!moved);
+                    assert!(!taken);
                     return;
                 };
-                let news = clock > counter.clock
-                    || !counter.known
-                    || (reach == Reach::Read && clock == counter.clock);
-                assert_eq!(moved, news);
+                let read = reach == Reach::Read;
+                let ahead = clock > counter.clock || (read && clock == counter.clock);
+                let disputed = read && !ahead && counter.known && counter.hearsay;
+                let news = ahead || !counter.known || disputed;
+                assert_eq!(taken, news);
+                if let Observed::Taken { disputed: told, .. } = observed {
+                    assert_eq!(told, disputed);
+                }
                 if news {
+                    counter.hearsay = !read;
                     counter.value = value.unwrap_or(0);
                     counter.clock = clock;
                     counter.known = true;

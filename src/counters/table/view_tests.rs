@@ -1,10 +1,11 @@
 //! The view alone against a store: whatever is lost, late, repeated or out of order on the way,
 //! once values are read anew every key that is held shows the store's value; and a value that was
-//! just read never shows a delta twice or not at all.
+//! just read never shows a delta twice or not at all. Among the messages are forged ones, with clocks
+//! behind and ahead of the store's.
 //!
 //! Seen to fail when `Table::observe_at` takes a value of any clock (after 6 cases), when any value,
-//! not only a reading, makes up for a loss (after 105), and when it takes a value that may contain a
-//! delta that was sent (after 75).
+//! not only a reading, makes up for a loss (after 105), when it takes a value that may contain a
+//! delta that was sent (after 75), and when a message's clock binds the store's own words (after 9).
 
 use std::collections::BTreeMap;
 
@@ -21,6 +22,8 @@ const KEYS: usize = 4;
 enum Step {
     /// Another node's batch; whether its message is lost.
     Other(Vec<(usize, i64)>, bool),
+    /// A message that no node sent arrives: key, value, how far its clock is from the store's.
+    Forged(usize, i64, i8),
     /// A message that is under way arrives; whether it stays under way, to arrive again.
     Arrive(usize, bool),
     /// This node takes an increment.
@@ -47,6 +50,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (vec((0..KEYS, amount()), 1..4), any::<bool>())
             .prop_map(|(deltas, lost)| Step::Other(deltas, lost)),
         4 => (0..8_usize, any::<bool>()).prop_map(|(at, again)| Step::Arrive(at, again)),
+        2 => (0..KEYS, -99..99_i64, -3..9_i8)
+            .prop_map(|(key, value, ahead)| Step::Forged(key, value, ahead)),
         4 => (0..KEYS, amount()).prop_map(|(key, amount)| Step::Add(key, amount)),
         2 => Just(Step::Seal),
         3 => (1..4_usize).prop_map(Step::Send),
@@ -139,8 +144,17 @@ impl World {
 
     fn observe(&mut self, key: usize, value: Option<i64>, clock: u64, reach: Reach, sent: Sent) {
         let deltas = Some((&self.recorder, sent));
-        if self.table.observe(&name(key), value, clock, reach, deltas) == Observed::Unsettled {
+        let observed = self.table.observe(&name(key), value, clock, reach, deltas);
+        if observed == Observed::Unsettled {
             self.unsettled.push((key, value, clock, reach));
+        }
+        self.heed(key, observed);
+    }
+
+    /// As the owner of the counters does it.
+    fn heed(&mut self, key: usize, observed: Observed) {
+        if let Observed::Taken { disputed: true, .. } = observed {
+            self.ask(&[key]);
         }
     }
 
@@ -203,6 +217,14 @@ impl World {
                     self.observe(key, Some(value), clock, Reach::Announced, Sent::ANY);
                 }
             }
+            Step::Forged(key, value, ahead) => {
+                let clock = if ahead == 8 {
+                    u64::MAX
+                } else {
+                    self.clock.saturating_add_signed(ahead.into())
+                };
+                self.observe(key, Some(value), clock, Reach::Announced, Sent::ANY);
+            }
             Step::Add(key, amount) => {
                 self.op(Kind::Add, key, amount);
             }
@@ -227,8 +249,9 @@ impl World {
                 let (clock, after) = self.answers.remove(0);
                 let epoch = self.recorder.epoch();
                 for (key, amount, value) in after {
-                    self.table
-                        .settle(&name(key), amount, Some((value, clock)), epoch);
+                    let stored = Some((value, clock));
+                    let observed = self.table.settle(&name(key), amount, stored, epoch);
+                    self.heed(key, observed);
                 }
                 self.retry();
             }
@@ -270,6 +293,8 @@ impl World {
                 self.step(step);
             }
         }
+        // What waits may be forged: told before the last reading, which is stronger.
+        self.retry();
         while !(self.messages.is_empty() && self.answers.is_empty() && self.asked.is_empty()) {
             self.step(&Step::Arrive(0, false));
             self.step(&Step::Settle);
@@ -277,8 +302,12 @@ impl World {
         }
         // Keys that became known only after the search are found by the next.
         self.search();
-        self.step(&Step::Answer);
-        self.retry();
+        // Whatever a message said, one reading later the view is the store's.
+        self.ask(&(0..KEYS).collect::<Vec<_>>());
+        while !self.asked.is_empty() {
+            self.step(&Step::Answer);
+            self.retry();
+        }
         assert!(self.unsettled.is_empty());
     }
 }
