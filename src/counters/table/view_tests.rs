@@ -142,13 +142,21 @@ impl World {
         after
     }
 
-    fn observe(&mut self, key: usize, value: Option<i64>, clock: u64, reach: Reach, sent: Sent) {
+    fn observe(
+        &mut self,
+        key: usize,
+        value: Option<i64>,
+        clock: u64,
+        reach: Reach,
+        sent: Sent,
+    ) -> Observed {
         let deltas = Some((&self.recorder, sent));
         let observed = self.table.observe(&name(key), value, clock, reach, deltas);
         if observed == Observed::Unsettled {
             self.unsettled.push((key, value, clock, reach));
         }
         self.heed(key, observed);
+        observed
     }
 
     /// As the owner of the counters does it.
@@ -264,8 +272,11 @@ impl World {
                     Reach::ReadBefore
                 };
                 for (key, value) in asked.values {
-                    self.observe(key, value, asked.clock, reach, asked.sent);
-                    self.is_exact(key, asked.clock);
+                    let observed = self.observe(key, value, asked.clock, reach, asked.sent);
+                    // Until it is taken, what shows may be a forged message's.
+                    if observed != Observed::Unsettled {
+                        self.is_exact(key, asked.clock);
+                    }
                 }
             }
             Step::Stale => self.stale(),
