@@ -192,6 +192,12 @@ pub struct Limits {
     /// Memory for the view, in bytes; beyond it the coldest keys are forgotten.
     #[serde(with = "size")]
     pub max_view_bytes: u64,
+    /// Memory for all clients together, in bytes; beyond it those that hold most are cut off.
+    #[serde(with = "size")]
+    pub max_client_bytes: u64,
+    /// Memory for what one client has between `MULTI` and `EXEC`, in bytes.
+    #[serde(with = "size")]
+    pub max_transaction_bytes: u64,
     /// Patterns of the keys that clients may use; empty: every key.
     #[serde(with = "list")]
     pub allow_keys: Vec<String>,
@@ -273,6 +279,8 @@ impl Config {
                 max_key_bytes: 1 << 10,
                 max_pending_bytes: 256 << 20,
                 max_view_bytes: 256 << 20,
+                max_client_bytes: 256 << 20,
+                max_transaction_bytes: 64 << 20,
                 allow_keys: Vec::new(),
             },
             admin: Admin { listen: None },

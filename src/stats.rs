@@ -64,6 +64,12 @@ numbers! {
     connections,
     /// Subscribers cut off because they did not keep up.
     subscribers_dropped_total,
+    /// Memory held for clients, in bytes: unfinished commands, unread answers and messages, names.
+    client_bytes,
+    /// The limit of it.
+    client_bytes_max,
+    /// Clients cut off because they held most when that limit was reached.
+    clients_evicted_total,
     /// Times that the journal was synced because clients waited for it.
     syncs_total,
     /// Keys in memory.

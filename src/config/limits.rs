@@ -79,6 +79,21 @@ pub(super) fn check(config: &Config) -> Vec<OutOfBounds> {
     );
     checks.memory("limits.max_pending_bytes", config.limits.max_pending_bytes);
     checks.memory("limits.max_view_bytes", config.limits.max_view_bytes);
+    checks.memory("limits.max_client_bytes", config.limits.max_client_bytes);
+    checks.memory(
+        "limits.max_transaction_bytes",
+        config.limits.max_transaction_bytes,
+    );
+    if config.limits.max_transaction_bytes > config.limits.max_client_bytes {
+        checks.fail(
+            "limits.max_transaction_bytes",
+            size::format(config.limits.max_transaction_bytes),
+            format!(
+                "at most limits.max_client_bytes, which is {}",
+                size::format(config.limits.max_client_bytes)
+            ),
+        );
+    }
 
     checks.0
 }
@@ -274,6 +289,18 @@ mod tests {
         assert_eq!(
             keys_after(|c| c.limits.max_view_bytes = (64 << 30) + 1),
             ["limits.max_view_bytes"]
+        );
+        assert_eq!(
+            keys_after(|c| c.limits.max_client_bytes = (64 << 30) + 1),
+            ["limits.max_client_bytes"]
+        );
+        assert_eq!(
+            keys_after(|c| c.limits.max_transaction_bytes = (1 << 20) - 1),
+            ["limits.max_transaction_bytes"]
+        );
+        assert_eq!(
+            keys_after(|c| c.limits.max_client_bytes = 32 << 20),
+            ["limits.max_transaction_bytes"]
         );
     }
 

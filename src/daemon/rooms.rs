@@ -80,6 +80,8 @@ pub(super) fn ingest(config: &Config) -> IngestConfig {
         view_age_max: config.view.max_age,
         sync_always: config.journal.sync == SyncPolicy::Always,
         connections_max: config.listen.max_connections,
+        client_bytes_max: config.limits.max_client_bytes as usize,
+        transaction_bytes_max: config.limits.max_transaction_bytes as usize,
         channel: config.publish.channel.clone(),
     }
 }

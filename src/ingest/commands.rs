@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::core::Core;
 use super::glob::Glob;
-use super::hub::By;
+use super::hub::{By, NAMES_BYTES_MAX};
 use super::listener::Client;
 use super::report;
 use super::session::{Next, ReplyMode, Session};
@@ -52,7 +52,8 @@ pub fn run(
         Command::Reset => {
             unsubscribe_all(core, session);
             session.reset();
-            session.client.name.borrow_mut().clear();
+            session.client.name.take();
+            session.client.note_names();
             encode::simple(out, "RESET");
             None
         }
@@ -303,6 +304,7 @@ fn set_name(client: &Client, name: &[u8]) -> Result<(), &'static str> {
         return Err("ERR Client names cannot be longer than 1024 bytes");
     }
     *client.name.borrow_mut() = String::from_utf8_lossy(name).into_owned();
+    client.note_names();
     Ok(())
 }
 
@@ -346,6 +348,8 @@ fn client(core: &Core, session: &mut Session, args: Args<'_>, out: &mut Out) -> 
                 let name = String::from_utf8_lossy(args.get(2)).into_owned();
                 encode::error(out, format!("ERR Unrecognized option '{name}'"));
             }
+            drop(library);
+            session.client.note_names();
         }
         (b"id", 2) => encode::integer(out, session.client.id as i64),
         (b"info", 2) => {
@@ -530,6 +534,12 @@ fn pubsub(core: &Core, args: Args<'_>, out: &mut Out) -> Option<Next> {
                 }
             };
             let channels = hub.channels(pattern.as_ref());
+            let bytes: usize = channels.iter().map(|name| name.len()).sum();
+            if bytes > NAMES_BYTES_MAX {
+                let text = format!("ERR their names take more than {NAMES_BYTES_MAX} bytes");
+                encode::error(out, text);
+                return None;
+            }
             encode::array(out, channels.len());
             channels.iter().for_each(|name| encode::bulk(out, name));
         }

@@ -7,10 +7,12 @@
 //! Invariants:
 //! 1. A client may write a whole pipeline before it reads a reply, as many libraries do: reading
 //!    goes on while answers wait, up to [`UNWRITTEN_BYTES_MAX`]. Beyond that the client is not
-//!    served until it reads. All clients together hold [`CLIENT_BYTES_MAX`] at most.
+//!    served until it reads.
 //! 2. After a full read the others have a turn: a client that always has more to say gets no more
 //!    than its share.
-//! 3. With `journal.sync = "always"`, no answer to an increment is written before the journal is
+//! 3. What it holds is charged to its [`account`](super::account) after every burst; nothing more is read
+//!    while all clients together hold too much.
+//! 4. With `journal.sync = "always"`, no answer to an increment is written before the journal is
 //!    on the disk.
 
 use std::io;
@@ -24,6 +26,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
+use super::account::Part;
 use super::core::Core;
 use super::inbox::Inbox;
 use super::session::{Next, Session};
@@ -32,11 +35,10 @@ use crate::wire::encode;
 
 /// Answers of one client that may wait to be read, in bytes.
 pub const UNWRITTEN_BYTES_MAX: usize = 32 << 20;
-/// What all clients together may hold in unread answers and unfinished commands, in bytes. Beyond
-/// it answers are written before more is read, and a large unfinished command ends its connection.
-pub const CLIENT_BYTES_MAX: usize = 256 << 20;
-/// What a client may always hold: one burst.
-const CLIENT_BYTES_MIN: usize = 64 << 10;
+/// Answers of one client that are written in one piece, and room for them that it may keep, in bytes.
+const REST_BYTES: usize = 64 << 10;
+/// Room for the shared replies that is kept after a large answer, in bytes.
+const REPLIES_BYTES_KEPT: usize = 4 << 20;
 
 /// See the module's documentation.
 pub struct Connection {
@@ -49,8 +51,6 @@ pub struct Connection {
     /// Answers that are not written yet, from `rest_at` on.
     rest: Vec<u8>,
     rest_at: usize,
-    /// What this connection adds to `Core::client_bytes`.
-    noted_bytes: usize,
     /// Whether the last read filled the buffer, so that there is probably more.
     has_more: bool,
     /// What `journal.sync = "always"` must reach before `rest` is written.
@@ -63,7 +63,7 @@ impl Connection {
     pub fn new(core: Rc<Core>, stream: UnixStream) -> Self {
         let (read, write) = stream.into_split();
         let write = Rc::new(write);
-        let session = Session::new(core.clients.add(&write));
+        let session = Session::new(core.clients.add(&write, &core.accounts));
         Connection {
             core,
             session,
@@ -72,7 +72,6 @@ impl Connection {
             held: Vec::new(),
             rest: Vec::new(),
             rest_at: 0,
-            noted_bytes: 0,
             has_more: false,
             ticket: None,
             inbox: None,
@@ -81,8 +80,14 @@ impl Connection {
 
     /// Serves the client until it goes, or is told to.
     pub async fn run(mut self) {
+        let client = Rc::clone(&self.session.client);
+        let served = tokio::select! {
+            biased;
+            () = client.eviction() => return,
+            served = self.serve() => served,
+        };
         // An error here is the client's going away in the middle of something.
-        if let Err(error) = self.serve().await {
+        if let Err(error) = served {
             tracing::debug!(client = self.session.client.id, %error, "the connection broke");
         }
     }
@@ -95,12 +100,17 @@ impl Connection {
             let mut next = std::future::poll_fn(|cx| self.poll_burst(cx)).await?;
             loop {
                 self.note_bytes();
-                if self.ticket.is_some() || self.unwritten() >= self.unwritten_max() {
+                if self.core.accounts.is_over() {
+                    self.core.make_room();
+                    self.core.accounts.room().await;
+                }
+                if self.ticket.is_some() || self.unwritten() >= UNWRITTEN_BYTES_MAX {
                     self.write_rest().await?;
                 }
                 match next {
                     Next::Read => break,
-                    Next::More => {}
+                    // The others have a turn.
+                    Next::More => tokio::task::yield_now().await,
                     Next::Close => return self.write_rest().await,
                     Next::Cold => {
                         self.core.loads.wait(&self.session.cold_keys()).await;
@@ -129,20 +139,23 @@ impl Connection {
                 Poll::Ready(()) => self.try_write_rest()?,
             }
         }
-        if self.unwritten() >= self.unwritten_max() {
+        if self.unwritten() >= UNWRITTEN_BYTES_MAX {
             return Poll::Pending; // Woken when the client has read.
         }
         // A subscriber's messages wait in its bounded queue while it does not read.
         if let Some(inbox) = self.inbox.as_mut().filter(|_| self.rest.is_empty()) {
             while let Poll::Ready(Some(frame)) = inbox.poll(cx) {
                 self.rest.extend_from_slice(&frame);
-                if self.rest.len() >= CLIENT_BYTES_MIN {
+                if self.rest.len() >= REST_BYTES {
                     break;
                 }
             }
             if !self.rest.is_empty() {
                 return Poll::Ready(Ok(Next::More));
             }
+        }
+        if self.core.accounts.is_over() {
+            return Poll::Ready(Ok(Next::More)); // There is to be room before more is read.
         }
         let core = Rc::clone(&self.core);
         let mut input = core.input.borrow_mut();
@@ -156,7 +169,7 @@ impl Connection {
         let new = buffer.filled();
         let mut replies = core.replies.borrow_mut();
         replies.clear();
-        let mut next = if self.held.is_empty() {
+        let next = if self.held.is_empty() {
             let (done, next) = self.session.burst(&core, new, &mut replies);
             self.held.extend_from_slice(&new[done..]);
             next
@@ -165,14 +178,6 @@ impl Connection {
             self.burst_into(&mut replies)
         };
         self.after_answers();
-        if self.held.len() > CLIENT_BYTES_MIN && core.client_bytes.get() > CLIENT_BYTES_MAX {
-            core.stats.errors_total.add(1);
-            encode::error(
-                &mut replies,
-                format!("OOM unfinished commands of all clients hold {CLIENT_BYTES_MAX} bytes"),
-            );
-            next = Next::Close;
-        }
         let mut written = 0;
         if !replies.is_empty() && self.ticket.is_none() && self.rest.is_empty() {
             written = match self.write.try_write(&replies) {
@@ -182,7 +187,7 @@ impl Connection {
             };
         }
         self.rest.extend_from_slice(&replies[written..]);
-        if replies.capacity() > 4 << 20 {
+        if replies.capacity() > REPLIES_BYTES_KEPT {
             *replies = Vec::new(); // One large answer is no reason to keep the memory.
         }
         Poll::Ready(Ok(next))
@@ -192,20 +197,13 @@ impl Connection {
         self.rest.len() - self.rest_at
     }
 
-    fn unwritten_max(&self) -> usize {
-        if self.core.client_bytes.get() > CLIENT_BYTES_MAX {
-            CLIENT_BYTES_MIN
-        } else {
-            UNWRITTEN_BYTES_MAX
-        }
-    }
-
-    /// Keeps the sum over all connections current.
-    fn note_bytes(&mut self) {
-        let bytes = self.rest.len() + self.held.len() + self.session.queued_bytes();
-        let total = self.core.client_bytes.get() + bytes - self.noted_bytes;
-        self.core.client_bytes.set(total);
-        self.noted_bytes = bytes;
+    /// Keeps the client's account current.
+    fn note_bytes(&self) {
+        let account = &self.session.client.account;
+        let input = self.held.capacity() + self.session.decoder_bytes();
+        account.set(Part::Input, input);
+        account.set(Part::Commands, self.session.command_bytes());
+        account.set(Part::Answers, self.rest.capacity());
     }
 
     /// Goes on with the input that was left when something had to be waited for.
@@ -261,7 +259,7 @@ impl Connection {
         }
         if self.unwritten() == 0 {
             self.rest.clear();
-            self.rest.shrink_to(CLIENT_BYTES_MIN);
+            self.rest.shrink_to(REST_BYTES);
             self.rest_at = 0;
         } else if self.rest_at > self.rest.len() / 2 {
             // Moved once for as many bytes as were written since.
@@ -311,9 +309,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let id = self.session.client.id;
-        self.core
-            .client_bytes
-            .set(self.core.client_bytes.get() - self.noted_bytes);
+        // The memory goes with this, and its account at the same moment.
         self.core.clients.remove(id);
         self.core.hub.borrow_mut().remove(id);
         self.core

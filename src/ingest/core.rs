@@ -13,6 +13,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
+use super::account::Accounts;
 use super::durable::Durable;
 use super::hub::Hub;
 use super::loads::Loads;
@@ -57,8 +58,8 @@ pub struct Core {
     pub input: RefCell<Vec<u8>>,
     /// Replies of one burst, before they are written.
     pub replies: RefCell<Vec<u8>>,
-    /// What all clients hold in unread answers and unfinished commands, in bytes.
-    pub client_bytes: Cell<usize>,
+    /// What clients hold in memory.
+    pub accounts: Rc<Accounts>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// What was heard, for those who read the store.
@@ -121,6 +122,9 @@ impl Core {
                 .table
                 .set_age_max(u16::try_from(ticks).unwrap_or(u16::MAX));
         }
+        let accounts = Accounts::new(parts.config.client_bytes_max);
+        let client_bytes_max = parts.config.client_bytes_max as u64;
+        parts.stats.client_bytes_max.set(client_bytes_max);
         Rc::new(Core {
             config: parts.config,
             access: RefCell::new(parts.access),
@@ -133,7 +137,7 @@ impl Core {
             }),
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
-            client_bytes: Cell::new(0),
+            accounts,
             stats: parts.stats,
             heard: parts.heard,
             loads: Loads::new(parts.wanted, load_timeout),
@@ -166,6 +170,25 @@ impl Core {
         }
     }
 
+    /// Evicts the clients that hold most, until the rest may stay.
+    #[cold]
+    pub fn make_room(&self) {
+        while self.accounts.excess(self.clients.leaving_bytes()) > 0 {
+            let Some(client) = self.clients.largest() else {
+                return;
+            };
+            self.stats.clients_evicted_total.add(1);
+            self.notices.client_evicted(
+                client.id,
+                client.account.held(),
+                self.config.client_bytes_max,
+            );
+            client.evict();
+            // Nothing more is put into its inbox.
+            self.hub.borrow_mut().remove(client.id);
+        }
+    }
+
     /// Hears the stages until they are gone.
     pub async fn listen(self: Rc<Self>, mut messages: mpsc::Receiver<ToCounters>) {
         loop {
@@ -184,6 +207,7 @@ impl Core {
 
     /// Sets the gauges that are too dear to keep current at each command.
     pub fn refresh_gauges(&self) {
+        self.stats.client_bytes.set(self.accounts.held() as u64);
         let state = self.state.borrow();
         self.stats.view_keys.set(state.table.len() as u64);
         self.stats.view_bytes.set(state.table.bytes() as u64);

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
+use super::account::Part;
 use super::core::Core;
 use super::glob::Glob;
 use super::inbox::{self, Frame, Inbox, Outlet};
@@ -17,6 +18,10 @@ use crate::wire::encode::{self, Version};
 pub const KEY_CHANNEL: &[u8] = b"tallyd:key:";
 /// Different patterns of all clients together: each is tested for every message.
 pub const PATTERNS_MAX: usize = 1000;
+/// What one client's names of channels and patterns may hold, in bytes.
+pub const NAMES_BYTES_MAX: usize = 16 << 20;
+/// What a name costs besides its bytes: its places in the two indices, and its allocation.
+const NAME_BYTES: usize = 256;
 /// Steps of a pattern in a unit of work.
 const STEPS_A_UNIT: usize = 16;
 
@@ -64,7 +69,7 @@ impl Hub {
     /// Adds a client, which is subscribed to nothing yet; what it is to be sent waits in the inbox.
     pub fn add(&mut self, client: Rc<Client>) -> Inbox {
         let id = client.id;
-        let (outlet, inbox) = inbox::queue();
+        let (outlet, inbox) = inbox::queue(Rc::clone(&client));
         let new = Subscriber {
             client,
             outlet,
@@ -79,7 +84,7 @@ impl Hub {
     /// Subscribes; returns to how much the client is subscribed.
     ///
     /// # Errors
-    /// A pattern that is too long, or one more than there may be, in words.
+    /// A pattern that is too long, or one more than there may be, or names that hold too much, in words.
     pub fn subscribe(
         &mut self,
         client: u64,
@@ -91,6 +96,19 @@ impl Hub {
             return Ok(0);
         };
         subscriber.version = version;
+        let mine = match by {
+            By::Channel => &subscriber.channels,
+            By::Pattern => &subscriber.patterns,
+        };
+        if mine.contains(name) {
+            return Ok(subscriber.count());
+        }
+        let account = &subscriber.client.account;
+        if account.part(Part::Subscriptions) + name.len() + NAME_BYTES > NAMES_BYTES_MAX {
+            return Err(format!(
+                "ERR the names of a client's subscriptions may take {NAMES_BYTES_MAX} bytes"
+            ));
+        }
         let known = match by {
             By::Channel => self.channels.get_key_value(name),
             By::Pattern => self.by_pattern.get_key_value(name),
@@ -104,6 +122,7 @@ impl Hub {
                     .entry(Rc::clone(&name))
                     .or_default()
                     .insert(client);
+                account.add(Part::Subscriptions, name.len() + NAME_BYTES);
                 subscriber.channels.insert(name);
             }
             By::Pattern => {
@@ -121,6 +140,7 @@ impl Hub {
                     .entry(Rc::clone(&name))
                     .or_default()
                     .insert(client);
+                account.add(Part::Subscriptions, name.len() + NAME_BYTES);
                 subscriber.patterns.insert(name);
             }
         }
@@ -138,6 +158,8 @@ impl Hub {
         };
         let left = subscriber.count();
         if was_subscribed {
+            let account = &subscriber.client.account;
+            account.sub(Part::Subscriptions, name.len() + NAME_BYTES);
             self.forget(client, by, name);
         }
         left
@@ -262,7 +284,7 @@ impl Core {
                 let version = subscriber.version;
                 let frame = frames[usize::from(version == Version::Resp3)]
                     .get_or_insert_with(|| frame(version, parts));
-                if !subscriber.outlet.hand(Rc::clone(frame)) {
+                if !subscriber.outlet.hand(&subscriber.client, Rc::clone(frame)) {
                     self.stats.subscribers_dropped_total.add(1);
                     self.notices.slow_subscriber(id);
                     subscriber.client.cut_off();
@@ -270,6 +292,10 @@ impl Core {
                 }
             }
             self.slice.spend(1);
+            if self.accounts.is_over() {
+                self.make_room();
+                self.slice.pause(&self.stats).await;
+            }
             self.slice.pause_if_due(&self.stats).await;
         }
     }

@@ -1,6 +1,6 @@
 //! The accept loop and the list of clients.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::rc::{Rc, Weak};
@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::account::{Account, Accounts, Part};
 use super::connection::Connection;
 use super::core::Core;
 use super::notices::Stranger;
@@ -26,10 +28,32 @@ pub struct Client {
     pub name: RefCell<String>,
     /// `CLIENT SETINFO LIB-NAME` and `LIB-VER`.
     pub library: RefCell<(String, String)>,
+    /// What it holds in memory.
+    pub account: Account,
     write: Weak<OwnedWriteHalf>,
+    evicted: Cell<bool>,
+    eviction: Notify,
 }
 
 impl Client {
+    /// Ends the connection at once, whatever it waits for, and gives back what it holds.
+    pub fn evict(&self) {
+        self.evicted.set(true);
+        self.eviction.notify_one();
+    }
+
+    /// Waits for [`evict`](Self::evict).
+    pub async fn eviction(&self) {
+        self.eviction.notified().await;
+    }
+
+    /// Charges what it called itself.
+    pub fn note_names(&self) {
+        let library = self.library.borrow();
+        let bytes = self.name.borrow().capacity() + library.0.capacity() + library.1.capacity();
+        self.account.set(Part::Names, bytes);
+    }
+
     /// Ends its reading side: what it has sent is still answered, then the connection ends.
     pub fn finish(&self) {
         self.shutdown(Shutdown::Read);
@@ -58,19 +82,22 @@ impl Client {
 #[derive(Default)]
 pub struct Clients {
     list: RefCell<BTreeMap<u64, Rc<Client>>>,
-    last: std::cell::Cell<u64>,
+    last: Cell<u64>,
 }
 
 impl Clients {
-    /// A new client.
-    pub fn add(&self, write: &Rc<OwnedWriteHalf>) -> Rc<Client> {
+    /// A new client, whose memory is charged to `accounts`.
+    pub fn add(&self, write: &Rc<OwnedWriteHalf>, accounts: &Rc<Accounts>) -> Rc<Client> {
         let id = self.last.get() + 1;
         self.last.set(id);
         let client = Rc::new(Client {
             id,
             name: RefCell::default(),
             library: RefCell::default(),
+            account: Account::new(accounts),
             write: Rc::downgrade(write),
+            evicted: Cell::new(false),
+            eviction: Notify::new(),
         });
         self.list.borrow_mut().insert(id, Rc::clone(&client));
         client
@@ -89,6 +116,20 @@ impl Clients {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.list.borrow().is_empty()
+    }
+
+    /// Of those that are not evicted already, the one that holds most.
+    pub fn largest(&self) -> Option<Rc<Client>> {
+        let list = self.list.borrow();
+        let stay = list.values().filter(|client| !client.evicted.get());
+        stay.max_by_key(|client| client.account.held()).cloned()
+    }
+
+    /// What those hold that are evicted and not gone yet, in bytes.
+    pub fn leaving_bytes(&self) -> usize {
+        let list = self.list.borrow();
+        let leaving = list.values().filter(|client| client.evicted.get());
+        leaving.map(|client| client.account.held()).sum()
     }
 
     /// All of them.

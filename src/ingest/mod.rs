@@ -5,6 +5,7 @@
 //!
 //! - [`listener`]: the socket
 //! - [`connection`]: read, answer, write; what a client may have to wait for
+//! - [`account`]: what clients hold in memory
 //! - [`peers`]: who may connect
 //! - [`keys`]: which keys clients may use
 //! - [`session`]: what one client's commands do; the hot path
@@ -20,6 +21,7 @@
 //! - [`notices`]: what the log is told of clients and limits
 //! - [`report`]: `INFO`, `TALLY.STATS`
 
+pub mod account;
 pub mod commands;
 pub mod connection;
 pub mod core;
@@ -60,6 +62,10 @@ pub struct IngestConfig {
     pub sync_always: bool,
     /// Connections at a time.
     pub connections_max: usize,
+    /// What all clients together may hold in memory, in bytes.
+    pub client_bytes_max: usize,
+    /// What one client's `MULTI` may hold of that.
+    pub transaction_bytes_max: usize,
     /// The channel of deltas.
     pub channel: String,
 }

@@ -49,6 +49,7 @@ struct Lines {
     view: Repeats,
     disk: Repeats,
     subscribers: Repeats,
+    evictions: Repeats,
     claims: Repeats,
 }
 
@@ -84,6 +85,18 @@ impl Notices {
             warn!(
                 count = told.count,
                 client, "a subscriber did not keep up and is cut off"
+            );
+        }
+    }
+
+    /// `limits.max_client_bytes` is reached: the client that held most is cut off.
+    pub fn client_evicted(&self, client: u64, held: usize, limit: usize) {
+        if let Some(told) = self.0.borrow_mut().evictions.again() {
+            warn!(
+                count = told.count,
+                client,
+                held,
+                "limits.max_client_bytes ({limit}) is reached: the client that held most is cut off"
             );
         }
     }
@@ -157,6 +170,12 @@ impl Notices {
             warn!(
                 count = told.count,
                 "subscribers did not keep up and were cut off"
+            );
+        }
+        if let Some(told) = lines.evictions.due() {
+            warn!(
+                count = told.count,
+                "limits.max_client_bytes was reached: clients that held most were cut off"
             );
         }
     }

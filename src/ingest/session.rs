@@ -38,6 +38,8 @@ use crate::wire::number::parse_i64;
 const GROUP: usize = 64;
 /// A burst stops here to be written, so that small commands with large answers stay bounded.
 const REPLY_BYTES_MAX: usize = 1 << 20;
+/// What an operation on a key that is not known holds while it waits, with its key's entry.
+const COLD_BYTES: usize = size_of::<(usize, i64, Rc<ColdKey>)>() + 128;
 /// Keys that begin so are this daemon's own.
 const RESERVED: &[u8] = b"tallyd:";
 
@@ -123,6 +125,21 @@ impl Session {
         }
     }
 
+    /// What its commands hold, in bytes: those of a transaction, and those that wait for values.
+    pub fn command_bytes(&self) -> usize {
+        self.transaction.as_ref().map_or(0, Transaction::held_bytes)
+            + self.ops.capacity() * size_of::<Op>()
+            + self.pieces.capacity() * size_of::<Piece>()
+            + self.raw.capacity()
+            + self.cold_input.capacity()
+            + self.cold.capacity() * COLD_BYTES
+    }
+
+    /// What the decoder holds of unfinished input, in bytes.
+    pub fn decoder_bytes(&self) -> usize {
+        self.decoder.held_bytes()
+    }
+
     /// Back to what a new connection is, but for its subscriptions.
     pub fn reset(&mut self) {
         self.version = Version::default();
@@ -133,6 +150,7 @@ impl Session {
     /// Does what `input` says and answers into `out`. Returns how much of the input is done with.
     pub fn burst(&mut self, core: &Core, input: &[u8], out: &mut Out) -> (usize, Next) {
         let mut at = 0;
+        let before = out.len();
         let access = core.access.borrow();
         let every_key = access.keys.is_all();
         loop {
@@ -154,7 +172,7 @@ impl Session {
                         return (at, Next::Cold);
                     }
                 }
-                if out.len() > REPLY_BYTES_MAX {
+                if self.is_full(out, before) {
                     return (at, self.end_group(core, input, out, Next::More));
                 }
             }
@@ -188,10 +206,16 @@ impl Session {
                 }
                 Some(next) => return (at, next),
             }
-            if out.len() > REPLY_BYTES_MAX {
+            if self.is_full(out, before) {
                 return (at, self.end_group(core, input, out, Next::More));
             }
         }
+    }
+
+    /// Whether a burst has answered enough; `before`: what `out` held when it began, unread answers
+    /// of earlier ones.
+    fn is_full(&self, out: &Out, before: usize) -> bool {
+        out.len() - before + self.raw.len() > REPLY_BYTES_MAX
     }
 
     /// Whether increments may take the short way.
@@ -309,7 +333,7 @@ impl Session {
             self.transaction = None; // `EXEC` ends it, whatever else is wrong.
         }
         if let Some(transaction) = &mut self.transaction {
-            transaction.refused = true;
+            transaction.refuse();
         }
         core.stats.errors_total.add(1);
         self.direct(core, |_, raw| {

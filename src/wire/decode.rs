@@ -125,6 +125,12 @@ impl Decoder {
         }
     }
 
+    /// What it has allocated, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        self.args.capacity() * size_of::<Range<usize>>()
+            + self.inline.as_ref().map_or(0, Vec::capacity)
+    }
+
     /// Whether the last call to `decode` ended amid a command.
     pub fn is_amid(&self) -> bool {
         self.at > 0 || self.searched > 0 || self.missing.is_some()

@@ -19,13 +19,13 @@ use crate::support::wait_until;
 const PIECE_UNITS: i64 = 4_000;
 
 /// Pings until it is dropped, and then prints the longest pause.
-struct Pinger {
+pub struct Pinger {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<(Duration, u64)>>,
 }
 
 impl Pinger {
-    fn start(daemon: &Daemon) -> Self {
+    pub fn start(daemon: &Daemon) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, mut client) = (Arc::clone(&stop), daemon.client());
         let thread = std::thread::spawn(move || {
@@ -45,7 +45,7 @@ impl Pinger {
     }
 
     /// How often it was answered.
-    fn finish(mut self, what: &str) -> u64 {
+    pub fn finish(mut self, what: &str) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().unwrap();
         let (longest, count) = thread.join().unwrap();

@@ -4,10 +4,15 @@ use bytes::Bytes;
 
 use super::super::core::{Core, State};
 use super::super::taken::{LANE_MAX, Lanes, Verb};
-use super::{Action, Next, ReplyMode, Session};
+use super::{Action, GROUP, Next, ReplyMode, Session};
 use crate::counters::{Answer, BadValue, Kind, Op, RecordError};
 use crate::store::KeyError;
 use crate::wire::encode::{self, Out, Version};
+
+/// Operations for which room is kept between groups.
+const OPS_KEPT: usize = 1024;
+/// Answers beside those of the counters for which room is kept between groups, in bytes.
+const RAW_BYTES_KEPT: usize = 64 << 10;
 
 /// Between groups of answers: what a command over several keys adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,9 +213,26 @@ impl Session {
         self.took |= taken > 0;
         core.stats.commands_total.add(self.ops.len() as u64);
         core.stats.errors_total.add(errors);
+        self.drop_group();
+    }
+
+    /// Forgets what was gathered. A large group is no reason to keep its memory.
+    pub(super) fn drop_group(&mut self) {
         self.ops.clear();
         self.pieces.clear();
         self.raw.clear();
+        if self.ops.capacity() > OPS_KEPT {
+            self.ops.shrink_to(GROUP);
+        }
+        if self.pieces.capacity() > OPS_KEPT {
+            self.pieces.shrink_to(GROUP);
+        }
+        if self.raw.capacity() > RAW_BYTES_KEPT {
+            self.raw.shrink_to(0);
+        }
+        if self.cold.capacity() > OPS_KEPT {
+            self.cold.shrink_to(0);
+        }
     }
 
     fn answer_pieces(&self, out: &mut Out) {

@@ -2,55 +2,78 @@
 
 use std::ops::Range;
 
-use super::super::connection::CLIENT_BYTES_MAX;
 use super::super::core::Core;
-use super::group::What;
+use super::group::{Piece, What};
 use super::{Next, ReplyMode, Session};
+use crate::counters::Op;
 use crate::wire::command::{Command, Spec};
-use crate::wire::decode::{Args, FRAME_BYTES_MAX};
+use crate::wire::decode::Args;
 use crate::wire::encode::{self, Out};
+
+/// What the answers in one `EXEC` may take besides those of the counters, in bytes: they are made
+/// before the first one can be written.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// What a queued argument holds besides its bytes: its place here, and its operation once it is gathered.
+const ARG_BYTES: usize = size_of::<Range<usize>>() + size_of::<Op>();
+/// What a queued command holds besides its arguments.
+const COMMAND_BYTES: usize = size_of::<(&Spec, usize)>() + size_of::<Piece>();
 
 /// Commands between `MULTI` and `EXEC`.
 #[derive(Default)]
 pub(super) struct Transaction {
     bytes: Vec<u8>,
-    commands: Vec<(&'static Spec, Vec<Range<usize>>)>,
+    /// Of all commands' arguments, one after the other.
+    ranges: Vec<Range<usize>>,
+    /// Each with the number of its arguments.
+    commands: Vec<(&'static Spec, usize)>,
     pub(super) refused: bool,
 }
 
-impl Session {
-    /// What a transaction that is being queued holds, in bytes.
-    pub fn queued_bytes(&self) -> usize {
-        self.transaction
-            .as_ref()
-            .map_or(0, |transaction| transaction.bytes.len())
+impl Transaction {
+    /// What it holds, and what running it adds, in bytes.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.bytes.capacity()
+            + self.ranges.capacity() * ARG_BYTES
+            + self.commands.capacity() * COMMAND_BYTES
     }
 
+    /// It will not run: nothing of it is kept.
+    pub(super) fn refuse(&mut self) {
+        *self = Transaction {
+            refused: true,
+            ..Transaction::default()
+        };
+    }
+}
+
+impl Session {
     pub(super) fn queue(&mut self, core: &Core, spec: &'static Spec, args: Args<'_>) {
         let Some(transaction) = &mut self.transaction else {
             return;
         };
-        let bytes: usize = args.from(0).map(<[u8]>::len).sum();
         if !queueable(spec.command) {
             return self.refuse(core, "ERR Command not allowed inside a transaction");
         }
-        if core.client_bytes.get() > CLIENT_BYTES_MAX {
-            let text = format!("OOM all clients together hold {CLIENT_BYTES_MAX} bytes");
-            return self.refuse(core, &text);
-        }
-        if transaction.bytes.len() + bytes > FRAME_BYTES_MAX {
-            let text = format!("ERR the transaction is larger than {FRAME_BYTES_MAX} bytes");
-            return self.refuse(core, &text);
-        }
-        let ranges = args
-            .from(0)
-            .map(|arg| {
+        if !transaction.refused {
+            let bytes: usize = args.from(0).map(<[u8]>::len).sum();
+            let used = transaction.bytes.len()
+                + bytes
+                + (transaction.ranges.len() + args.len()) * ARG_BYTES
+                + (transaction.commands.len() + 1) * COMMAND_BYTES;
+            let limit = core.config.transaction_bytes_max;
+            if used > limit {
+                let text = format!(
+                    "ERR the transaction takes more than limits.max_transaction_bytes ({limit})"
+                );
+                return self.refuse(core, &text);
+            }
+            for arg in args.from(0) {
                 let start = transaction.bytes.len();
                 transaction.bytes.extend_from_slice(arg);
-                start..transaction.bytes.len()
-            })
-            .collect();
-        transaction.commands.push((spec, ranges));
+                transaction.ranges.push(start..transaction.bytes.len());
+            }
+            transaction.commands.push((spec, args.len()));
+        }
         self.direct(core, |_, raw| {
             encode::simple(raw, "QUEUED");
             None
@@ -71,13 +94,29 @@ impl Session {
             return None;
         }
         let Transaction {
-            bytes, commands, ..
+            bytes,
+            ranges,
+            commands,
+            ..
         } = transaction.unwrap_or_default();
         self.push_piece(What::Array(commands.len()));
         let reply = self.reply;
-        for (spec, ranges) in &commands {
+        let mut at = 0;
+        for (spec, args) in &commands {
+            let ranges = &ranges[at..at + args];
+            at += args;
+            // Nothing is applied before all is gathered.
             self.gather(core, spec, Args::new(&bytes, ranges), ranges);
             self.reply = reply;
+            if self.raw.len() > ANSWER_BYTES_MAX {
+                self.drop_group();
+                let text = format!(
+                    "EXECABORT Transaction discarded because its answers take more than \
+                     {ANSWER_BYTES_MAX} bytes"
+                );
+                self.refuse(core, &text);
+                return None;
+            }
         }
         if reply == ReplyMode::SkipNext {
             self.reply = ReplyMode::On;
