@@ -30,6 +30,7 @@ use crate::flush::{Flush, FlushError, Heard, Sending};
 use crate::health::{Health, Phase};
 use crate::hot::Hot;
 use crate::ingest::core::Parts as CoreParts;
+use crate::journal::format::record_bytes;
 use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, JournalError, Recovery, Writer};
 use crate::private::Narrowed;
@@ -364,8 +365,10 @@ impl Daemon {
 
 /// A table that knows what is pending.
 fn recovered_table(config: &Config, recovery: &Recovery, stats: &Stats) -> Table {
-    let bytes_max = config.limits.max_view_bytes as usize;
-    let mut table = Table::new(TableLimits { bytes_max });
+    let mut table = Table::new(TableLimits {
+        bytes_max: config.limits.max_view_bytes as usize,
+        pending_keys_max: config.limits.max_pending_bytes as usize / record_bytes(1),
+    });
     let mut keys = 0;
     for segment in &recovery.segments {
         for batch in segment.first_batch().max(recovery.applied + 1)..=segment.last_batch() {

@@ -76,9 +76,6 @@ pub enum Answer {
     Bad(BadValue),
     /// Not taken: the view would leave 64 bits.
     Overflow,
-    /// Not taken: `limits.max_view_bytes` is reached, and a long search found only entries that
-    /// have something pending.
-    Full,
     /// Not taken: the journal refused.
     Record(RecordError),
 }

@@ -23,6 +23,8 @@ pub use observe::{Announced, Observed, Reach, StaleSweep};
 pub const GROUP: usize = 64;
 /// What one counter costs: its entry, and its share of an index that is 3/8 to 3/4 full.
 const ENTRY_BYTES: usize = size_of::<Entry>() + 16;
+/// After a search in vain, so many keys are brought in before the next one.
+const SEARCH_EVERY: u8 = 64;
 /// So many entries one search for a victim looks at, at most: some microseconds.
 const SWEEP: usize = 4096;
 
@@ -48,8 +50,11 @@ pub struct View {
 /// Bounds, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct TableLimits {
-    /// Entries, index and long keys together.
+    /// Entries, index and long keys together, but for keys with something pending: these are never
+    /// refused here, and bounded by what the recorder takes.
     pub bytes_max: usize,
+    /// How many of these there may be at a time, for which address space is reserved.
+    pub pending_keys_max: usize,
 }
 
 /// See the module's documentation.
@@ -63,6 +68,8 @@ pub struct Table {
     taken: usize,
     hand: usize,
     evicted: u64,
+    /// Keys to be brought in before room is searched for again.
+    search_in: u8,
     generation: u8,
     now: u16,
     age_max: u16,
@@ -71,9 +78,15 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(limits: TableLimits) -> Self {
-        // Reserved whole, so that growing copies nothing; the system gives pages when touched.
-        let mut entries =
-            Vec::with_capacity((limits.bytes_max / ENTRY_BYTES).min(NONE as usize - 1));
+        // Reserved whole, so that growing copies nothing; the system gives pages when touched. What it
+        // does not let be reserved is copied when it comes to that.
+        let mut entries = Vec::new();
+        let mut wanted = (limits.bytes_max / ENTRY_BYTES)
+            .saturating_add(limits.pending_keys_max)
+            .min(NONE as usize - 1);
+        while entries.try_reserve_exact(wanted).is_err() {
+            wanted /= 2;
+        }
         prefer_large_pages(&mut entries);
         Table {
             slots: vec![0; 1024],
@@ -85,6 +98,7 @@ impl Table {
             taken: 0,
             hand: 0,
             evicted: 0,
+            search_in: 0,
             generation: 0,
             now: 0,
             age_max: u16::MAX,
@@ -151,7 +165,6 @@ impl Table {
         }
         // What was found before an eviction may be among the evicted.
         let mut stale = false;
-        let mut full = false;
         for op in ops {
             let key = op.key(input);
             if op.entry == NONE || stale {
@@ -159,16 +172,7 @@ impl Table {
                 op.entry = self.find(key, op.tag);
             }
             if op.entry == NONE {
-                let bytes = entry_bytes(key);
-                if self.bytes() + bytes > self.limits.bytes_max && !full {
-                    stale |= self.evict(bytes);
-                }
-                if self.bytes() + bytes > self.limits.bytes_max {
-                    // One search a group: the next would find no more.
-                    full = true;
-                    op.answer = Answer::Full;
-                    continue;
-                }
+                stale |= self.make_room(entry_bytes(key));
                 op.entry = self.insert(key, op.tag);
             }
             let entry = &mut self.entries[op.entry as usize];

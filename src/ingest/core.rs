@@ -32,6 +32,9 @@ use crate::time::unix_ms;
 /// Bytes read from a socket at a time; fits the second-level cache with the replies.
 const READ_BYTES: usize = 64 * 1024;
 
+/// What a step of [`Table::trim`] costs, in units of a [`Slice`].
+const TRIM_UNITS: usize = 1000;
+
 /// Table and open segment.
 pub struct State {
     /// The counters.
@@ -234,6 +237,15 @@ impl Core {
         self.state.borrow_mut().table.set_now(now);
         self.loads.tidy();
         self.tick_view().await;
+        self.trim().await;
+    }
+
+    /// Forgets what was held beyond the view's limit while it was pending.
+    async fn trim(&self) {
+        while self.state.borrow_mut().table.trim() {
+            self.slice.spend(TRIM_UNITS);
+            self.slice.pause_if_due(&self.stats).await;
+        }
     }
 
     async fn hear(&self, message: ToCounters) {

@@ -46,7 +46,6 @@ struct Lines {
     connections: Repeats,
     accept: Repeats,
     pending: Repeats,
-    view: Repeats,
     disk: Repeats,
     subscribers: Repeats,
     evictions: Repeats,
@@ -131,11 +130,6 @@ impl Notices {
                     "the journal cannot grow, the disk may be full: increments of further keys are \
                      refused",
                 ),
-                Answer::Full => (
-                    &mut lines.view,
-                    "limits.max_view_bytes is reached, and every key in memory has deltas pending: \
-                     increments of further keys are refused",
-                ),
                 _ => continue,
             };
             if let Some(told) = repeats.again() {
@@ -153,7 +147,6 @@ impl Notices {
             (&mut lines.connections, "connections are"),
             (&mut lines.accept, "connections are"),
             (&mut lines.pending, "increments are"),
-            (&mut lines.view, "increments are"),
             (&mut lines.disk, "increments are"),
         ] {
             match repeats.over_after(QUIET) {

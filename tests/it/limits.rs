@@ -180,23 +180,28 @@ fn values_are_right_while_keys_come_and_go_within_the_view_s_limit() {
     }
 }
 
-/// Guards that a key with something pending is never given up for another.
+/// The story: with a store that was away, the view's limit refused keys long before the limit that is
+/// there for what is pending.
 #[test]
-fn a_view_full_of_pending_keys_refuses_new_ones_and_names_the_limit() {
+fn keys_with_something_pending_are_not_refused_for_the_view_s_limit() {
     let mut redis = RedisServer::start(&KEEPS_ALL);
     let daemon = Daemon::builder(redis.url())
         .flush_interval("20ms")
         .set("reply.cold", "delta")
         .set("limits.max_view_bytes", "1MiB")
+        .set("limits.max_pending_bytes", "4MiB")
         .start();
     redis.kill9();
     let mut client = daemon.client();
-    let (taken, refusal) = fill(&mut client, "full", 100_000);
-    assert!(refusal.unwrap().contains("limits.max_view_bytes"));
-    assert!((5_000..20_000).contains(&taken), "{taken}");
+    let (taken, refusal) = fill(&mut client, "full", 200_000);
+    assert!(refusal.unwrap().contains("limits.max_pending_bytes"));
+    // 32 bytes each in the journal.
+    assert!((100_000..=131_072).contains(&taken), "{taken}");
+    assert!(stat(&daemon, "view_bytes") >= taken as i64 * 80);
     for n in 2..=50 {
         assert_eq!(client.number(&["INCR", "full:0"]), n, "known keys go on");
     }
+    assert!(client.command(&["GET", "unknown"]) == Value::Nil, "reads go on");
     redis.restart();
     wait_until("new keys are taken again", || is_taken(&mut client, "new"));
     let new = client.number(&["GET", "new"]);
@@ -205,6 +210,9 @@ fn a_view_full_of_pending_keys_refuses_new_ones_and_names_the_limit() {
     assert_eq!(counters.len(), taken + 1);
     assert_eq!(counters[&b"full:0"[..]], 50);
     assert_eq!(counters[&b"new"[..]], new);
+    wait_until("the view is within its limit again", || {
+        stat(&daemon, "view_bytes") <= 1 << 20
+    });
 }
 
 /// A small file system of its own.

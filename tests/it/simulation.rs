@@ -383,7 +383,10 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
     if wild {
         assert_eq!(recovery.damage, [""; 0]);
     }
-    let mut table = Table::new(TableLimits { bytes_max: MIB });
+    let mut table = Table::new(TableLimits {
+        bytes_max: MIB,
+        pending_keys_max: 0,
+    });
     for segment in &recovery.segments {
         for batch in segment.first_batch().max(recovery.applied + 1)..=segment.last_batch() {
             segment

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use super::super::entry::{Entry, TAKEN, USED};
 use super::super::huge::prefer_large_pages;
 use super::super::op::NONE;
-use super::{SWEEP, Table};
+use super::{SEARCH_EVERY, SWEEP, Table};
 
 impl Table {
     #[inline]
@@ -78,6 +78,30 @@ impl Table {
         self.slots = slots;
     }
 
+    /// Gives up entries, where the limit asks for it, before a key is brought in that takes `bytes`.
+    /// Returns whether any was given up.
+    pub(super) fn make_room(&mut self, bytes: usize) -> bool {
+        if self.bytes() + bytes <= self.limits.bytes_max {
+            return false;
+        }
+        if self.search_in > 0 {
+            self.search_in -= 1;
+            return false;
+        }
+        let any = self.evict(bytes);
+        if self.bytes() + bytes > self.limits.bytes_max {
+            // All that was looked at has something pending; so has what is looked at next, probably.
+            self.search_in = SEARCH_EVERY;
+        }
+        any
+    }
+
+    /// Gives up some of what is held beyond the limit with nothing pending; `false`: there is none of
+    /// it, as far as this search went.
+    pub fn trim(&mut self) -> bool {
+        self.bytes() > self.limits.bytes_max && self.evict(0)
+    }
+
     /// Gives up entries that hold nothing pending until there is room for `bytes` more, or the
     /// search has gone far enough. Returns whether any was given up.
     pub(super) fn evict(&mut self, bytes: usize) -> bool {
@@ -86,7 +110,7 @@ impl Table {
         self.sweep(bytes);
         if self.bytes() + bytes > self.limits.bytes_max {
             // Over the same entries again, whose bits of recent use are cleared by now: better to
-            // give up one that is used than to refuse a key.
+            // give up one that is used than to hold more than there may be.
             self.hand = from;
             self.sweep(bytes);
         }

@@ -96,7 +96,10 @@ struct World {
 impl World {
     fn new() -> Self {
         World {
-            table: Table::new(TableLimits { bytes_max: 1 << 20 }),
+            table: Table::new(TableLimits {
+                bytes_max: 1 << 20,
+                pending_keys_max: 0,
+            }),
             recorder: Plain::new(None),
             store: BTreeMap::new(),
             clock: 0,

@@ -309,10 +309,6 @@ fn answer(op: &Op, version: Version, out: &mut Out) {
             encode::error(out, KeyError::NotInteger.to_string());
         }
         (_, Answer::Overflow) => encode::error(out, KeyError::Overflow.to_string()),
-        (_, Answer::Full) => encode::error(
-            out,
-            "OOM limits.max_view_bytes is reached, and every key in memory has deltas pending",
-        ),
         (_, Answer::Record(error)) => encode::error(out, error.to_string()),
     }
 }
