@@ -83,7 +83,7 @@ impl Connection {
         let client = Rc::clone(&self.session.client);
         let served = tokio::select! {
             biased;
-            () = client.eviction() => return,
+            () = client.killed() => return,
             served = self.serve() => served,
         };
         // An error here is the client's going away in the middle of something.
@@ -118,6 +118,11 @@ impl Connection {
                         self.session.finish_cold(&self.core, &mut rest);
                         self.rest = rest;
                         self.after_answers();
+                    }
+                    Next::List => {
+                        let listing = std::mem::take(&mut self.session.listing);
+                        let list = self.core.list_clients(&listing).await;
+                        encode::verbatim(&mut self.rest, &list, self.session.version);
                     }
                     Next::Flush(limit) => {
                         // What was asked before should not wait for the store.
@@ -204,6 +209,8 @@ impl Connection {
         account.set(Part::Input, input);
         account.set(Part::Commands, self.session.command_bytes());
         account.set(Part::Answers, self.rest.capacity());
+        self.session.client.active.set(self.core.seconds());
+        self.session.note();
     }
 
     /// Goes on with the input that was left when something had to be waited for.

@@ -79,6 +79,8 @@ pub struct Core {
     pub clients: super::listener::Clients,
     /// When the process began to serve.
     pub started: Instant,
+    /// How long ago that was at the last tick, in seconds.
+    seconds: Cell<u64>,
     /// Which keys change.
     pub hot: Arc<Hot>,
     /// The work of this thread that is not a client's.
@@ -149,6 +151,7 @@ impl Core {
             flush: parts.flush,
             clients: super::listener::Clients::default(),
             started: Instant::now(),
+            seconds: Cell::new(0),
             slice: Slice::default(),
             sweep_wanted: Notify::new(),
             seal_wanted: parts.seal_wanted,
@@ -173,6 +176,11 @@ impl Core {
         }
     }
 
+    /// Since when this process serves, in seconds, as of the last tick.
+    pub fn seconds(&self) -> u64 {
+        self.seconds.get()
+    }
+
     /// Evicts the clients that hold most, until the rest may stay.
     #[cold]
     pub fn make_room(&self) {
@@ -186,7 +194,7 @@ impl Core {
                 client.account.held(),
                 self.config.client_bytes_max,
             );
-            client.evict();
+            client.kill();
             // Nothing more is put into its inbox.
             self.hub.borrow_mut().remove(client.id);
         }
@@ -233,8 +241,9 @@ impl Core {
     pub async fn tick(&self) {
         self.refresh_gauges();
         self.notices.tick();
-        let now = self.started.elapsed().as_secs() as u16;
-        self.state.borrow_mut().table.set_now(now);
+        let now = self.started.elapsed().as_secs();
+        self.seconds.set(now);
+        self.state.borrow_mut().table.set_now(now as u16);
         self.loads.tidy();
         self.tick_view().await;
         self.trim().await;

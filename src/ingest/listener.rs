@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
@@ -30,21 +30,36 @@ pub struct Client {
     pub library: RefCell<(String, String)>,
     /// What it holds in memory.
     pub account: Account,
+    /// Process and user of its other end; `None`: the system does not tell.
+    pub peer: Option<(i32, u32)>,
+    /// When it connected.
+    pub since: Instant,
+    /// When it was last heard, in seconds of [`Core::seconds`].
+    pub active: Cell<u64>,
+    /// Commands queued since `MULTI`; `None`: there was none.
+    pub queued: Cell<Option<u32>>,
+    /// Whether it is spoken to in RESP3.
+    pub resp3: Cell<bool>,
     write: Weak<OwnedWriteHalf>,
-    evicted: Cell<bool>,
-    eviction: Notify,
+    killed: Cell<bool>,
+    kill: Notify,
 }
 
 impl Client {
     /// Ends the connection at once, whatever it waits for, and gives back what it holds.
-    pub fn evict(&self) {
-        self.evicted.set(true);
-        self.eviction.notify_one();
+    pub fn kill(&self) {
+        self.killed.set(true);
+        self.kill.notify_one();
     }
 
-    /// Waits for [`evict`](Self::evict).
-    pub async fn eviction(&self) {
-        self.eviction.notified().await;
+    /// Waits for [`kill`](Self::kill).
+    pub async fn killed(&self) {
+        self.kill.notified().await;
+    }
+
+    /// By which `CLIENT KILL` finds it: Unix sockets have no addresses that differ.
+    pub fn address(&self) -> String {
+        format!("unix:{}", self.id)
     }
 
     /// Charges what it called itself.
@@ -88,6 +103,9 @@ pub struct Clients {
 impl Clients {
     /// A new client, whose memory is charged to `accounts`.
     pub fn add(&self, write: &Rc<OwnedWriteHalf>, accounts: &Rc<Accounts>) -> Rc<Client> {
+        let stream: &UnixStream = (**write).as_ref();
+        let peer = stream.peer_cred().ok();
+        let peer = peer.and_then(|peer| Some((peer.pid()?, peer.uid())));
         let id = self.last.get() + 1;
         self.last.set(id);
         let client = Rc::new(Client {
@@ -96,8 +114,13 @@ impl Clients {
             library: RefCell::default(),
             account: Account::new(accounts),
             write: Rc::downgrade(write),
-            evicted: Cell::new(false),
-            eviction: Notify::new(),
+            peer,
+            since: Instant::now(),
+            active: Cell::default(),
+            queued: Cell::default(),
+            resp3: Cell::default(),
+            killed: Cell::new(false),
+            kill: Notify::new(),
         });
         self.list.borrow_mut().insert(id, Rc::clone(&client));
         client
@@ -118,17 +141,17 @@ impl Clients {
         self.list.borrow().is_empty()
     }
 
-    /// Of those that are not evicted already, the one that holds most.
+    /// Of those that are not cut off already, the one that holds most.
     pub fn largest(&self) -> Option<Rc<Client>> {
         let list = self.list.borrow();
-        let stay = list.values().filter(|client| !client.evicted.get());
+        let stay = list.values().filter(|client| !client.killed.get());
         stay.max_by_key(|client| client.account.held()).cloned()
     }
 
-    /// What those hold that are evicted and not gone yet, in bytes.
+    /// What those hold that are cut off and not gone yet, in bytes.
     pub fn leaving_bytes(&self) -> usize {
         let list = self.list.borrow();
-        let leaving = list.values().filter(|client| client.evicted.get());
+        let leaving = list.values().filter(|client| client.killed.get());
         leaving.map(|client| client.account.held()).sum()
     }
 

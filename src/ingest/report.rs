@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::commands::REDIS_VERSION;
+use super::account::Part;
+use super::commands::server::REDIS_VERSION;
 use super::core::Core;
 use super::listener::Client;
 use crate::wire::decode::Args;
@@ -98,14 +99,40 @@ pub fn stats(core: &Core, version: Version, out: &mut Out) {
     }
 }
 
-/// One line of `CLIENT LIST`.
-pub fn client_line(client: &Client, subscriptions: usize) -> String {
+/// One line of `CLIENT LIST`, as Redis has it, with the peer's process and user at its end.
+pub fn client_line(core: &Core, client: &Client, text: &mut String) {
+    let (channels, patterns) = core.hub.borrow().counts(client.id);
+    let account = &client.account;
+    let queued = client.queued.get();
+    let seconds = client.since.elapsed().as_secs();
+    let mut flags = String::new();
+    if channels + patterns > 0 {
+        flags.push('P');
+    }
+    if queued.is_some() {
+        flags.push('x');
+    }
+    flags.push('U'); // A Unix socket.
     let library = client.library.borrow();
-    format!(
-        "id={} addr=unix:0 name={} db=0 sub={subscriptions} psub=0 lib-name={} lib-ver={}\n",
+    let (pid, uid) = client.peer.unzip();
+    let _ = writeln!(
+        text,
+        "id={} addr={} name={} age={seconds} idle={} flags={flags} db=0 sub={channels} psub={patterns} \
+         multi={} qbuf={} multi-mem={} omem={} tot-mem={} user=default resp={} lib-name={} lib-ver={} \
+         pid={} uid={}",
         client.id,
+        client.address(),
         client.name.borrow(),
+        core.seconds().saturating_sub(client.active.get()),
+        queued.map_or(-1, i64::from),
+        account.part(Part::Input),
+        account.part(Part::Commands),
+        account.part(Part::Answers) + account.part(Part::Inbox),
+        account.held(),
+        if client.resp3.get() { 3 } else { 2 },
         library.0,
-        library.1
-    )
+        library.1,
+        pid.map_or(-1, i64::from),
+        uid.map_or(-1, i64::from),
+    );
 }

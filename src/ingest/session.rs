@@ -22,17 +22,17 @@ use std::time::Duration;
 use group::{Piece, What};
 use transaction::Transaction;
 
-use super::commands;
+use super::commands::client::Filter;
+use super::commands::counters::GET;
+use super::commands::{self, InMulti, Run, Spec};
 use super::core::Core;
 use super::inbox::Inbox;
 use super::listener::Client;
 use super::loads::ColdKey;
 use super::taken::Verb;
 use crate::counters::{Kind, Op};
-use crate::wire::command::{Command, Spec, lookup};
 use crate::wire::decode::{Args, Decoder, Step, increment};
 use crate::wire::encode::{self, Out, Version};
-use crate::wire::number::parse_i64;
 
 /// Commands applied together: enough for their cache misses to overlap.
 const GROUP: usize = 64;
@@ -55,6 +55,8 @@ pub enum Next {
     More,
     /// Wait for values, then call [`Session::finish_cold`] and go on.
     Cold,
+    /// List the clients that [`Session::listing`] tells, in slices, then go on.
+    List,
     /// Wait for a flush, then answer and go on.
     Flush(Option<Duration>),
     /// Write what there is and close.
@@ -62,9 +64,7 @@ pub enum Next {
 }
 
 /// What one operation does, by how much, and for an increment by which command.
-type Action = (Kind, i64, Verb);
-/// A reading, whose command is not counted.
-const GET: Action = (Kind::Get, 0, Verb::Incr);
+pub type Action = (Kind, i64, Verb);
 
 /// `CLIENT REPLY`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +91,10 @@ pub struct Session {
     pub took: bool,
     /// The queue of a client that has just subscribed, until the connection takes it.
     pub inbox: Option<Inbox>,
+    /// Whether `EXEC` runs the commands: none of them can wait.
+    pub executing: bool,
+    /// What [`Next::List`] is to list.
+    pub listing: Filter,
     /// Whether the command that the burst stopped at is to be looked at again.
     again: bool,
     decoder: Decoder,
@@ -114,6 +118,8 @@ impl Session {
             subscriptions: 0,
             took: false,
             inbox: None,
+            executing: false,
+            listing: Filter::default(),
             again: false,
             decoder: Decoder::default(),
             transaction: None,
@@ -133,6 +139,13 @@ impl Session {
             + self.raw.capacity()
             + self.cold_input.capacity()
             + self.cold.capacity() * COLD_BYTES
+    }
+
+    /// Tells others how this client stands.
+    pub fn note(&self) {
+        let queued = self.transaction.as_ref().map(Transaction::len);
+        self.client.queued.set(queued);
+        self.client.resp3.set(self.version == Version::Resp3);
     }
 
     /// What the decoder holds of unfinished input, in bytes.
@@ -243,11 +256,11 @@ impl Session {
                 self.refuse(core, &text);
                 None
             }
-            Ok(spec) if self.transaction.is_some() && !runs_at_once(spec.command) => {
+            Ok(spec) if self.transaction.is_some() && spec.in_multi != InMulti::AtOnce => {
                 self.queue(core, spec, args);
                 None
             }
-            Ok(spec) => match operation(spec.command, args) {
+            Ok(spec) => match operation(spec.run, args) {
                 Err(text) => {
                     self.refuse(core, text);
                     None
@@ -259,7 +272,7 @@ impl Session {
                         (self.ops.len() >= GROUP
                             && self.finish_group(core, input, out) == Next::Cold)
                             .then_some(Next::Cold)
-                    } else if (counter.is_some() || needs_all_answered(spec.command))
+                    } else if (counter.is_some() || spec.alone)
                         && self.finish_group(core, input, out) == Next::Cold
                     {
                         self.again = true;
@@ -277,28 +290,16 @@ impl Session {
     /// Whether the command exists and may be given now.
     fn check(&self, core: &Core, args: Args<'_>) -> Result<&'static Spec, Vec<u8>> {
         let name = args.get(0);
-        let spec = lookup(name).ok_or_else(|| commands::unknown(args))?;
+        let spec = commands::lookup(name).ok_or_else(|| commands::unknown(args))?;
         if !spec.takes(args.len()) {
             let wrong = format!("wrong number of arguments for '{}' command", spec.name);
-            return Err(if spec.command == Command::Exec {
+            return Err(if matches!(spec.run, Run::Exec) {
                 format!("EXECABORT Transaction discarded because of: {wrong}").into_bytes()
             } else {
                 format!("ERR {wrong}").into_bytes()
             });
         }
-        if self.subscriptions > 0
-            && self.version == Version::Resp2
-            && !matches!(
-                spec.command,
-                Command::Subscribe
-                    | Command::Unsubscribe
-                    | Command::Psubscribe
-                    | Command::Punsubscribe
-                    | Command::Ping
-                    | Command::Quit
-                    | Command::Reset
-            )
-        {
+        if self.subscriptions > 0 && self.version == Version::Resp2 && !spec.subscribed {
             return Err(format!(
                 "ERR Can't execute '{}': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context",
                 spec.name
@@ -350,9 +351,9 @@ impl Session {
         args: Args<'_>,
         out: &mut Out,
     ) -> Option<Next> {
-        match spec.command {
-            Command::Exec => self.exec(core, out),
-            Command::Multi => self.direct(core, |session, raw| {
+        match spec.run {
+            Run::Exec => self.exec(core, out),
+            Run::Multi => self.direct(core, |session, raw| {
                 if session.transaction.is_some() {
                     encode::error(raw, "ERR MULTI calls can not be nested");
                 } else {
@@ -361,7 +362,7 @@ impl Session {
                 }
                 None
             }),
-            Command::Discard => self.direct(core, |session, raw| {
+            Run::Discard => self.direct(core, |session, raw| {
                 if session.transaction.take().is_some() {
                     encode::simple(raw, "OK");
                 } else {
@@ -404,7 +405,7 @@ impl Session {
         args: Args<'_>,
         ranges: &[Range<usize>],
     ) -> Option<Next> {
-        match (operation(spec.command, args), spec.command) {
+        match (operation(spec.run, args), spec.run) {
             (Err(text), _) => {
                 self.refuse(core, text);
                 None
@@ -413,9 +414,9 @@ impl Session {
                 self.push_op(what, ranges[1].start, ranges[1].len());
                 None
             }
-            (Ok(None), Command::Mget | Command::Exists) => {
+            (Ok(None), Run::Values | Run::Exists) => {
                 let keys = &ranges[1..];
-                self.push_piece(if spec.command == Command::Mget {
+                self.push_piece(if matches!(spec.run, Run::Values) {
                     What::Values(keys.len())
                 } else {
                     What::Count(keys.len())
@@ -427,9 +428,11 @@ impl Session {
                 }
                 None
             }
-            (Ok(None), command) => self.direct(core, |session, raw| {
-                commands::run(core, session, command, args, raw)
+            (Ok(None), Run::Answer(run)) => self.direct(core, |session, raw| {
+                commands::run(core, session, run, args, raw)
             }),
+            // Of these, [`run`](Self::run) is the one to know.
+            (Ok(None), Run::Counter(_) | Run::Multi | Run::Exec | Run::Discard) => None,
         }
     }
 
@@ -465,41 +468,9 @@ impl Session {
 }
 
 /// What a command on one counter does to it; `Ok(None)`: it is none.
-fn operation(command: Command, args: Args<'_>) -> Result<Option<Action>, &'static str> {
-    let amount = || parse_i64(args.get(2)).ok_or("ERR value is not an integer or out of range");
-    Ok(Some(match command {
-        Command::Incr => (Kind::Add, 1, Verb::Incr),
-        Command::Decr => (Kind::Add, -1, Verb::Decr),
-        Command::IncrBy => (Kind::Add, amount()?, Verb::IncrBy),
-        Command::DecrBy => (
-            Kind::Add,
-            amount()?
-                .checked_neg()
-                .ok_or("ERR decrement would overflow")?,
-            Verb::DecrBy,
-        ),
-        Command::Get => GET,
-        _ => return Ok(None),
-    }))
-}
-
-/// Commands that a transaction does not queue.
-fn runs_at_once(command: Command) -> bool {
-    matches!(
-        command,
-        Command::Multi | Command::Exec | Command::Discard | Command::Quit | Command::Reset
-    )
-}
-
-/// Commands that begin a group of their own, or after which the connection waits.
-fn needs_all_answered(command: Command) -> bool {
-    matches!(
-        command,
-        Command::Multi
-            | Command::Exec
-            | Command::Mget
-            | Command::Exists
-            | Command::Quit
-            | Command::TallyFlush
-    )
+fn operation(run: Run, args: Args<'_>) -> Result<Option<Action>, &'static str> {
+    match run {
+        Run::Counter(action) => action(args).map(Some),
+        _ => Ok(None),
+    }
 }

@@ -201,7 +201,10 @@ fn keys_with_something_pending_are_not_refused_for_the_view_s_limit() {
     for n in 2..=50 {
         assert_eq!(client.number(&["INCR", "full:0"]), n, "known keys go on");
     }
-    assert!(client.command(&["GET", "unknown"]) == Value::Nil, "reads go on");
+    assert!(
+        client.command(&["GET", "unknown"]) == Value::Nil,
+        "reads go on"
+    );
     redis.restart();
     wait_until("new keys are taken again", || is_taken(&mut client, "new"));
     let new = client.number(&["GET", "new"]);

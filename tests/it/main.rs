@@ -11,6 +11,7 @@ mod admin;
 mod architecture;
 mod browser;
 mod chaos;
+mod client_list;
 mod client_memory;
 mod clients;
 #[allow(clippy::format_push_string)]

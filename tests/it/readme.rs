@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::Signal;
 use tallyd::admin::{Context, metrics};
 use tallyd::config::{Config, Environment};
-use tallyd::wire::command::COMMANDS;
+use tallyd::ingest::commands::COMMANDS;
 
 use crate::clients::installed;
 use crate::support::redis::RedisServer;

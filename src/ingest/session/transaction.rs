@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
+use super::super::commands::{InMulti, Spec};
 use super::super::core::Core;
 use super::group::{Piece, What};
 use super::{Next, ReplyMode, Session};
 use crate::counters::Op;
-use crate::wire::command::{Command, Spec};
 use crate::wire::decode::Args;
 use crate::wire::encode::{self, Out};
 
@@ -37,6 +37,11 @@ impl Transaction {
             + self.commands.capacity() * COMMAND_BYTES
     }
 
+    /// Commands queued.
+    pub(super) fn len(&self) -> u32 {
+        self.commands.len() as u32
+    }
+
     /// It will not run: nothing of it is kept.
     pub(super) fn refuse(&mut self) {
         *self = Transaction {
@@ -51,7 +56,7 @@ impl Session {
         let Some(transaction) = &mut self.transaction else {
             return;
         };
-        if !queueable(spec.command) {
+        if spec.in_multi == InMulti::Refused {
             return self.refuse(core, "ERR Command not allowed inside a transaction");
         }
         if !transaction.refused {
@@ -106,7 +111,9 @@ impl Session {
             let ranges = &ranges[at..at + args];
             at += args;
             // Nothing is applied before all is gathered.
+            self.executing = true;
             self.gather(core, spec, Args::new(&bytes, ranges), ranges);
+            self.executing = false;
             self.reply = reply;
             if self.raw.len() > ANSWER_BYTES_MAX {
                 self.drop_group();
@@ -124,17 +131,4 @@ impl Session {
         core.stats.commands_total.add(1);
         (self.finish_group(core, &bytes, out) == Next::Cold).then_some(Next::Cold)
     }
-}
-
-fn queueable(command: Command) -> bool {
-    !matches!(
-        command,
-        Command::Subscribe
-            | Command::Unsubscribe
-            | Command::Psubscribe
-            | Command::Punsubscribe
-            | Command::TallyFlush
-            | Command::Hello
-            | Command::Auth
-    )
 }
