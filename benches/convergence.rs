@@ -256,7 +256,10 @@ fn thread_time() -> Duration {
 
 /// Deltas a second: decoded, applied, and both.
 fn apply() -> [f64; 3] {
-    let mut table = Table::new(TableLimits { bytes_max: 1 << 30 });
+    let mut table = Table::new(TableLimits {
+        bytes_max: 1 << 30,
+        pending_keys_max: 0,
+    });
     let mut recorder = Count(0);
     for number in 0..KEYS {
         let key = key(number);

@@ -26,7 +26,10 @@ use tallyd::wire::encode;
 const GROUP: usize = 64;
 const READ_BYTES: usize = 64 * 1024;
 const SEAL_KEYS: u32 = 100_000;
-const LIMITS: TableLimits = TableLimits { bytes_max: 1 << 30 };
+const LIMITS: TableLimits = TableLimits {
+    bytes_max: 1 << 30,
+    pending_keys_max: 0,
+};
 
 /// Requests, cut into reads at whole frames.
 struct Load {

@@ -17,7 +17,7 @@
 //! - [`inbox`]: what a subscriber is still to be sent
 //! - [`mod@glob`]: what patterns match
 //! - [`view`]: what the stages tell of values
-//! - [`slice`]: long work, with clients in between
+//! - [`mod@slice`]: long work, with clients in between
 //! - [`notices`]: what the log is told of clients and limits
 //! - [`report`]: `INFO`, `TALLY.STATS`
 
