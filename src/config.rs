@@ -32,7 +32,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use admin_listen::AdminListen;
-pub use choice::{Cold, Delivery, LogFormat, LogLevel, SyncPolicy};
+pub use choice::{Cold, Delivery, LogFormat, LogLevel, OnTimeout, SyncPolicy};
 pub use fault::{ConfigError, Fault};
 pub use load::Loaded;
 pub use reload::{Changes, RELOADABLE, changes};
@@ -165,6 +165,8 @@ pub struct Publish {
 pub struct Reply {
     /// What the first reply for a key counts from.
     pub cold: Cold,
+    /// What a read of a key never seen is answered when its value does not come in time.
+    pub on_timeout: OnTimeout,
     /// The longest that a reply waits for the store's value.
     #[serde(with = "duration")]
     pub load_timeout: Duration,
@@ -270,6 +272,7 @@ impl Config {
             },
             reply: Reply {
                 cold: Cold::Load,
+                on_timeout: OnTimeout::Error,
                 load_timeout: Duration::from_millis(50),
             },
             view: View {

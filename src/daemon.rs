@@ -30,6 +30,7 @@ use crate::flush::{Flush, FlushError, Heard, Sending};
 use crate::health::{Health, Phase};
 use crate::hot::Hot;
 use crate::ingest::core::Parts as CoreParts;
+use crate::ingest::loads::READS_MAX;
 use crate::journal::format::record_bytes;
 use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, JournalError, Recovery, Writer};
@@ -52,8 +53,6 @@ use ingest_thread::IngestThread;
 const TO_COUNTERS: usize = 64;
 /// Batches that may wait for the publisher; beyond it receivers see a gap.
 const ANNOUNCEMENTS: usize = 256;
-/// Requests for values that may wait.
-const WANTED: usize = 1024;
 /// Commands to the flush stage that may wait.
 const COMMANDS: usize = 1024;
 
@@ -217,7 +216,7 @@ impl Daemon {
 
         let (to_counters, counters) = mpsc::channel(TO_COUNTERS);
         let (announce, announcements) = mpsc::channel(ANNOUNCEMENTS);
-        let (want, wanted) = mpsc::channel(WANTED);
+        let (want, wanted) = mpsc::channel(READS_MAX);
         let (flush_commands, commands) = mpsc::channel(COMMANDS);
         let seal_wanted = Arc::new(Notify::new());
         let unannounced = Arc::new(AtomicU64::new(0));

@@ -82,6 +82,10 @@ numbers! {
     view_evictions_total,
     /// Keys whose value was read from the store because a client asked.
     loads_total,
+    /// Reads of keys whose value did not come in time.
+    unloaded_reads_total,
+    /// Increments whose reply counts only what is pending here, because the value did not come in time.
+    unloaded_increments_total,
     /// Reads of the store that failed.
     load_errors_total,
     /// Keys with a delta in the open epoch.

@@ -94,6 +94,16 @@ choice! {
 }
 
 choice! {
+    /// What a read is answered when the store has not told the value in time.
+    OnTimeout, r#""error" or "nil""# {
+        /// An error that clients try again after.
+        Error = "error",
+        /// As if there were no such key.
+        Nil = "nil",
+    }
+}
+
+choice! {
     /// The least severe lines that are logged.
     LogLevel, r#""error", "warn", "info", "debug" or "trace""# {
         /// Something failed and needs somebody.

@@ -70,6 +70,8 @@ pub enum Answer {
     Unknown,
     /// A read of a value that was not seen for long: what was pending right after it.
     Aged(i64),
+    /// A read of a key of which nothing is known, whose value did not come in time.
+    Unloaded,
     /// A read of a key that neither the store nor this node has.
     Missing,
     /// Not taken: the store holds no counter there.

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use crate::admin::feed::Feed;
 use crate::admin::{self, AdminError};
-use crate::config::{AdminListen, Cold, Config, Delivery, SyncPolicy};
+use crate::config::{AdminListen, Cold, Config, Delivery, OnTimeout, SyncPolicy};
 use crate::flush::FlushConfig;
 use crate::flush::stage::Durable;
 use crate::ingest::{Access, IngestConfig};
@@ -77,6 +77,7 @@ pub(super) fn ingest(config: &Config) -> IngestConfig {
         epoch_keys_max: config.flush.max_keys,
         load: config.reply.cold == Cold::Load,
         load_timeout: config.reply.load_timeout,
+        unloaded_is_error: config.reply.on_timeout == OnTimeout::Error,
         view_age_max: config.view.max_age,
         sync_always: config.journal.sync == SyncPolicy::Always,
         connections_max: config.listen.max_connections,

@@ -113,7 +113,8 @@ impl Connection {
                     Next::More => tokio::task::yield_now().await,
                     Next::Close => return self.write_rest().await,
                     Next::Cold => {
-                        self.core.loads.wait(&self.session.cold_keys()).await;
+                        let keys = self.session.cold_keys();
+                        self.core.loads.wait(self.session.client.id, &keys).await;
                         let mut rest = std::mem::take(&mut self.rest);
                         self.session.finish_cold(&self.core, &mut rest);
                         self.rest = rest;
@@ -318,6 +319,7 @@ impl Drop for Connection {
         let id = self.session.client.id;
         // The memory goes with this, and its account at the same moment.
         self.core.clients.remove(id);
+        self.core.loads.leave(id);
         self.core.hub.borrow_mut().remove(id);
         self.core
             .stats

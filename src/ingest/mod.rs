@@ -56,6 +56,8 @@ pub struct IngestConfig {
     pub load: bool,
     /// How long an answer waits for that.
     pub load_timeout: Duration,
+    /// Whether a read whose value did not come by then is answered with an error, not with nothing.
+    pub unloaded_is_error: bool,
     /// A read of a value that was not seen for so long asks the store anew.
     pub view_age_max: Duration,
     /// Whether answers wait until the journal is on the disk.

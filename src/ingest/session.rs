@@ -28,7 +28,7 @@ use super::commands::{self, InMulti, Run, Spec};
 use super::core::Core;
 use super::inbox::Inbox;
 use super::listener::Client;
-use super::loads::ColdKey;
+use super::loads::{ColdKey, KEY_BYTES};
 use super::taken::Verb;
 use crate::counters::{Kind, Op};
 use crate::wire::decode::{Args, Decoder, Step, increment};
@@ -106,6 +106,8 @@ pub struct Session {
     cold_input: Vec<u8>,
     /// Its operations on keys that were not known, with their sums.
     cold: Vec<(usize, i64, Rc<ColdKey>)>,
+    /// Operations that wait for values.
+    waiting: usize,
 }
 
 impl Session {
@@ -128,6 +130,7 @@ impl Session {
             raw: Vec::new(),
             cold_input: Vec::new(),
             cold: Vec::new(),
+            waiting: 0,
         }
     }
 
@@ -137,7 +140,9 @@ impl Session {
             + self.ops.capacity() * size_of::<Op>()
             + self.pieces.capacity() * size_of::<Piece>()
             + self.raw.capacity()
-            + self.cold_input.capacity()
+            // And a copy of each key while it is waited for.
+            + 2 * self.cold_input.capacity()
+            + self.waiting * KEY_BYTES
             + self.cold.capacity() * COLD_BYTES
     }
 

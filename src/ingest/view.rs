@@ -17,6 +17,7 @@ use bytes::Bytes;
 
 use super::core::{Core, State};
 use super::hub::KEY_CHANNEL;
+use super::loads::OWN;
 use crate::counters::{
     Announced, BadValue, GROUP, Observed, Reach, Recorder, Sent, StaleSweep, Table,
 };
@@ -266,6 +267,7 @@ impl Core {
             }
             let done = keys.iter().filter(|key| !waiting.contains(*key));
             self.loads.arrived(done, reading.is_ok());
+            self.loads.read_ended(keys.len());
             self.continue_sweep(state);
             moved
         };
@@ -458,7 +460,7 @@ impl Core {
         doubts.sweep_left = doubts.sweep_left.saturating_sub(keys.len());
         self.stats.rereads_total.add(keys.len() as u64);
         let keys: Vec<Bytes> = keys.into_iter().map(Bytes::from).collect();
-        if !self.loads.ask(&keys) {
+        if !self.loads.ask(OWN, &keys) {
             doubts.sweep_again = true;
         }
     }
@@ -475,7 +477,7 @@ impl Core {
             return;
         }
         self.stats.disputed_total.add(keys.len() as u64);
-        self.loads.ask(keys);
+        self.loads.ask(OWN, keys);
         let store = self.heard.now().clock;
         if let Some((node, clock)) = doubts
             .claim
@@ -496,7 +498,9 @@ impl Core {
     /// The store went back in time: no clock holds any more.
     pub(super) fn forget_clocks(&self, state: &mut State, clock: u64) {
         state.table.forget_clocks();
-        state.doubts.unsettled.clear();
+        let unsettled = state.doubts.unsettled.drain();
+        let keys: Vec<Bytes> = unsettled.map(|(key, _)| key).collect();
+        self.loads.arrived(&keys, true); // They may be asked for again.
         state.doubts.forgotten += 1;
         self.heard.restart(clock);
     }

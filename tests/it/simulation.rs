@@ -410,6 +410,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             epoch_keys_max: 10,
             load: false,
             load_timeout: Duration::ZERO,
+            unloaded_is_error: true,
             view_age_max: Duration::from_secs(60),
             sync_always: false,
             connections_max: 1,

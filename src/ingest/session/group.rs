@@ -14,6 +14,9 @@ const OPS_KEPT: usize = 1024;
 /// Answers beside those of the counters for which room is kept between groups, in bytes.
 const RAW_BYTES_KEPT: usize = 64 << 10;
 
+/// To a read that cannot be answered. Begins as what Redis says while it loads its data: clients try again.
+const UNLOADED: &str = "LOADING the store has not told this key's value within reply.load_timeout; what is counted here is safe";
+
 /// Between groups of answers: what a command over several keys adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum What {
@@ -88,7 +91,7 @@ impl Session {
             return false;
         }
         core.apply(input, &mut self.ops);
-        let mut cold = false;
+        let mut waiting = 0;
         let mut bad = false;
         for (index, op) in self.ops.iter().enumerate() {
             bad |= matches!(op.answer, Answer::Bad(_));
@@ -97,9 +100,9 @@ impl Session {
                     let key = core.loads.cold(op.key(input));
                     let sum = key.add(if op.kind == Kind::Add { op.amount } else { 0 });
                     self.cold.push((index, sum, key));
-                    cold |= !op.quiet;
+                    waiting += usize::from(!op.quiet);
                 }
-                Answer::Aged(_) => cold |= !op.quiet,
+                Answer::Aged(_) => waiting += usize::from(!op.quiet),
                 _ => {}
             }
         }
@@ -112,16 +115,16 @@ impl Session {
             let keys: Vec<Bytes> = bad
                 .map(|op| Bytes::copy_from_slice(op.key(input)))
                 .collect();
-            core.loads.ask(&keys);
+            core.loads.ask(self.client.id, &keys);
         }
-        if !cold {
+        if waiting == 0 {
             self.cold.clear();
-        }
-        if cold {
+        } else {
             self.cold_input.clear();
             self.cold_input.extend_from_slice(input);
         }
-        cold
+        self.waiting = waiting;
+        waiting > 0
     }
 
     /// The keys that the group waits for.
@@ -146,12 +149,25 @@ impl Session {
     /// The values that the group waited for have come, or will not: answers it.
     pub fn finish_cold(&mut self, core: &Core, out: &mut Out) {
         let input = std::mem::take(&mut self.cold_input);
+        self.waiting = 0;
+        let (mut reads, mut increments) = (0, 0);
         let mut state = core.state.borrow_mut();
         let State { table, writer, .. } = &mut *state;
         for (index, sum, cold) in self.cold.drain(..) {
             let op = &mut self.ops[index];
             let key = op.key(&input);
-            let Some(view) = table.view(key) else {
+            let view = table.view(key);
+            let is_known = view.is_some_and(|view| view.known || view.bad.is_some());
+            if !is_known && op.kind == Kind::Add {
+                increments += 1;
+            } else if !is_known && matches!(op.answer, Answer::Unknown) {
+                reads += 1;
+                if core.config.unloaded_is_error {
+                    op.answer = Answer::Unloaded;
+                    continue;
+                }
+            }
+            let Some(view) = view else {
                 continue;
             };
             let now = view.value.saturating_add(view.pending);
@@ -180,6 +196,8 @@ impl Session {
             }
         }
         drop(state);
+        core.stats.unloaded_reads_total.add(reads);
+        core.stats.unloaded_increments_total.add(increments);
         self.answer_group(core, out);
     }
 
@@ -243,6 +261,15 @@ impl Session {
                 match piece.what {
                     What::Array(len) => encode::array(out, len),
                     What::Raw { start, end } => out.extend_from_slice(&self.raw[start..end]),
+                    // Nothing for a key that may have a value would be a lie, so the whole is an error.
+                    What::Values(keys) | What::Count(keys)
+                        if self.ops[at..at + keys]
+                            .iter()
+                            .any(|op| op.answer == Answer::Unloaded) =>
+                    {
+                        encode::error(out, UNLOADED);
+                        at += keys;
+                    }
                     What::Values(keys) => {
                         encode::array(out, keys);
                         for op in &self.ops[at..at + keys] {
@@ -308,6 +335,7 @@ fn answer(op: &Op, version: Version, out: &mut Out) {
         (_, Answer::Bad(BadValue::NotInteger)) => {
             encode::error(out, KeyError::NotInteger.to_string());
         }
+        (_, Answer::Unloaded) => encode::error(out, UNLOADED),
         (_, Answer::Overflow) => encode::error(out, KeyError::Overflow.to_string()),
         (_, Answer::Record(error)) => encode::error(out, error.to_string()),
     }
