@@ -87,7 +87,9 @@ fn a_plausible_forgery_lasts_until_the_next_word_of_the_store() {
 
 #[test]
 fn names_that_are_no_ids_are_refused_and_not_kept() {
-    let redis = RedisServer::start(&[]);
+    // However slowly they are read.
+    let unlimited = ["--client-output-buffer-limit", "pubsub", "0", "0", "0"];
+    let redis = RedisServer::start(&unlimited);
     let daemon = quiet(&redis).start();
     wait_subscribed(&daemon);
     let long = "x".repeat(2 << 20);

@@ -1,7 +1,9 @@
 //! Promise 5 on one node: a read is the last value known from the store plus what is pending.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use crate::convergence::stat;
 use crate::support::daemon::{Daemon, NEVER};
 use crate::support::redis::RedisServer;
 use crate::support::resp::{Value, encode_into};
@@ -179,4 +181,91 @@ fn many_clients_that_start_on_the_same_cold_key_see_every_number_once() {
     });
     all.sort_unstable();
     assert_eq!(all, (1001..=1000 + 3200).collect::<Vec<_>>());
+}
+
+/// The story: whoever asked for very many keys at once held up everybody's reads, which then said that keys
+/// do not exist.
+#[test]
+fn one_that_reads_very_many_cold_keys_does_not_hold_up_another() {
+    const MGETS: usize = 10;
+    let redis = RedisServer::start(&[]);
+    for n in 0..20 {
+        redis.cli(&["SET", &format!("there:{n}"), &n.to_string()]);
+    }
+    let daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("reply.load_timeout", "60s")
+        .start();
+    let (mut greedy, mut other) = (daemon.client(), daemon.client());
+    let mut bytes = Vec::new();
+    for round in 0..MGETS {
+        let keys = (0..55_000).map(|n| format!("no:{round}:{n}"));
+        let words: Vec<String> = std::iter::once("MGET".to_owned()).chain(keys).collect();
+        encode_into(&mut bytes, &words);
+    }
+    let answered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let mut writer = greedy.stream().duplicate();
+        scope.spawn(move || std::io::Write::write_all(&mut writer, &bytes).unwrap());
+        scope.spawn(|| {
+            for _ in 0..MGETS {
+                assert_eq!(greedy.read().unwrap().items().len(), 55_000);
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        crate::support::wait_until("it has begun", || stat(&daemon, "loads_total") > 0);
+        for n in 0..20 {
+            let value = other.command(&["GET", &format!("there:{n}")]);
+            assert_eq!(value, Value::bulk(&n.to_string()));
+        }
+        let answered = answered.load(Ordering::Relaxed);
+        assert!(answered < MGETS, "it waited for all of them");
+    });
+    assert_eq!(stat(&daemon, "unloaded_reads_total"), 0);
+}
+
+#[test]
+fn a_read_that_cannot_be_answered_in_time_is_an_error_and_not_a_lie() {
+    let mut redis = RedisServer::start(&[]);
+    let daemon = |on_timeout: &str| {
+        Daemon::builder(redis.url())
+            .flush_interval(NEVER)
+            .set("reply.load_timeout", "50ms")
+            .set("reply.on_timeout", on_timeout)
+            .start()
+    };
+    let (strict, lenient) = (daemon("error"), daemon("nil"));
+    for daemon in [&strict, &lenient] {
+        daemon.client().command(&["INCR", "known"]);
+        daemon.flush();
+    }
+    redis.pause();
+    let mut client = strict.client();
+    let unloaded = "LOADING the store has not told this key's value within reply.load_timeout; \
+                    what is counted here is safe";
+    assert_eq!(client.command(&["GET", "k"]).error(), unloaded);
+    assert_eq!(client.command(&["MGET", "known", "k"]).error(), unloaded);
+    assert_eq!(client.command(&["EXISTS", "k"]).error(), unloaded);
+    assert!(client.number(&["GET", "known"]) > 0);
+    // Increments go on, and then it is known what is pending.
+    assert_eq!(client.number(&["INCR", "k"]), 1);
+    assert_eq!(client.command(&["GET", "k"]), Value::bulk("1"));
+    client.command(&["MULTI"]);
+    client.command(&["GET", "other"]);
+    client.command(&["INCR", "k"]);
+    let exec = client.command(&["EXEC"]);
+    assert_eq!(exec.items()[0].error(), unloaded);
+    assert_eq!(exec.items()[1], Value::Integer(2));
+    assert_eq!(stat(&strict, "unloaded_reads_total"), 4);
+    assert_eq!(stat(&strict, "unloaded_increments_total"), 2);
+
+    let mut client = lenient.client();
+    assert_eq!(client.command(&["GET", "k"]), Value::Nil);
+    let both = client.command(&["MGET", "known", "k"]);
+    assert_eq!(both.items()[1], Value::Nil);
+    assert_eq!(client.number(&["EXISTS", "k"]), 0);
+    redis.resume();
+    crate::support::wait_until("it is read", || {
+        strict.client().command(&["GET", "other"]) == Value::Nil
+    });
 }

@@ -135,9 +135,10 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon on this store, flushing every 100 ms unless told otherwise.
+    /// A daemon on this store, flushing every 100 ms unless told otherwise. An answer waits for a value
+    /// longer than by default: this machine may be slow.
     pub fn builder(store_url: impl Into<String>) -> Settings {
-        Settings {
+        let settings = Settings {
             store: store_url.into(),
             flush_interval: "100ms".into(),
             socket: None,
@@ -147,7 +148,8 @@ impl Daemon {
             config: None,
             held: None,
             journal_stream: false,
-        }
+        };
+        settings.set("reply.load_timeout", "1s")
     }
 
     /// Has the next runs die at a point (`name@3`: at its third passage), or no longer.
