@@ -8,6 +8,7 @@ mod support;
 
 mod access;
 mod admin;
+mod admin_places;
 mod architecture;
 mod browser;
 mod chaos;
