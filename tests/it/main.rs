@@ -42,6 +42,7 @@ mod state_dir;
 mod store_down;
 mod store_embedded;
 mod store_faults;
+mod store_full_disk;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;
