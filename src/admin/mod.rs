@@ -4,7 +4,7 @@
 //!    neither the counting nor the flushing anything but processor time.
 //! 2. It only reads. What it reads is shared numbers; nothing waits for it.
 //! 3. Everything that a client may take is bounded: connections, headers, time to send a request,
-//!    time to take an answer. Bodies of requests are not read.
+//!    time to take an answer. Bodies of requests are not read. Health has places of its own.
 //! 4. There is no authentication: who reaches the address may read. What is served is numbers, and
 //!    on the page the names of the hottest keys; never a secret.
 
@@ -12,6 +12,7 @@ pub mod feed;
 mod guard;
 pub mod metrics;
 mod page;
+mod places;
 mod routes;
 mod samples;
 mod server;

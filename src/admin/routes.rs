@@ -16,6 +16,7 @@ use super::feed::{Feed, STREAMS_MAX};
 use super::guard::{self, Hosts};
 use super::metrics;
 use super::page::page;
+use super::places::CONNECTIONS_MAX;
 use crate::health::Phase;
 
 /// A whole body, or a stream.
@@ -23,6 +24,8 @@ pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The paths that there are.
 const PATHS: &str = "/ /healthz /readyz /metrics";
+/// Of these, what may be asked where every other place is taken.
+const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 /// What is no page needs no right to anything.
 const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -38,9 +41,19 @@ const ALWAYS: [(HeaderName, HeaderValue); 4] = [
     ),
 ];
 
+/// What a connection may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asks {
+    /// All that there is.
+    Anything,
+    /// Health alone: the places for more are taken.
+    Health,
+}
+
 /// Answers a request.
 pub fn answer<B: hyper::body::Body>(
     request: &Request<B>,
+    asks: Asks,
     context: &Context,
     hosts: &Hosts,
 ) -> Response<Body> {
@@ -52,6 +65,13 @@ pub fn answer<B: hyper::body::Body>(
                 .headers_mut()
                 .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             response
+        }
+        Ok(()) if asks == Asks::Health && !HEALTH.contains(&request.uri().path()) => {
+            let why = format!(
+                "{CONNECTIONS_MAX} connections are busy; until one ends only {} are answered",
+                HEALTH.join(" and ")
+            );
+            line(StatusCode::SERVICE_UNAVAILABLE, &why)
         }
         Ok(()) => route(request.uri().path(), context),
     };

@@ -5,6 +5,7 @@ use std::io;
 use std::net::TcpListener as StdTcp;
 use std::os::unix::net::UnixListener as StdUnix;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,18 +22,20 @@ use tracing::{debug, info, warn};
 
 use super::feed::{self, Feed};
 use super::guard::Hosts;
+use super::places::{Place, Places};
+use super::routes::{self, Asks};
 use super::stream::{Stream, TakenWithin};
-use super::{Address, Context, routes};
+use super::{Address, Context};
 use crate::socket::{self, ListenError};
 
-/// Connections at the same time: scrapers, probes and a few pages.
-const CONNECTIONS_MAX: usize = 64;
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Lines of it.
 const HEADERS_MAX: usize = 64;
 /// A request's head must be there in so long; as long may a connection be idle.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// The same where only health may be asked: a probe asks at once, and others want its place.
+const HEALTH_HEAD_WITHIN: Duration = Duration::from_secs(2);
 /// A client must take its answer in so long.
 const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 /// When the server ends, answers that are under way get so long.
@@ -216,6 +219,7 @@ impl Listener<TcpListener, UnixListener> {
 /// Accepts until told to stop.
 async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Context>, hosts: Hosts) {
     let connections = TaskTracker::new();
+    let places = Rc::new(Places::default());
     let mut refused = false;
     let mut seconds = tokio::time::interval(feed::EVERY);
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -230,14 +234,15 @@ async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Conte
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(stream) if connections.len() >= CONNECTIONS_MAX => {
-                // The socket's buffer is empty, so this does not wait.
-                let _ = stream.try_write(FULL);
-            }
             Ok(stream) => {
                 refused = false;
-                let connection = connection(stream, Arc::clone(&context), hosts.clone());
-                connections.spawn_local(connection);
+                if let Some(place) = places.take() {
+                    let connection = connection(stream, place, Arc::clone(&context), hosts.clone());
+                    connections.spawn_local(connection);
+                } else {
+                    // The socket's buffer is empty, so this does not wait.
+                    let _ = stream.try_write(FULL);
+                }
             }
             Err(error) => {
                 if !refused {
@@ -253,24 +258,35 @@ async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Conte
     let _ = tokio::time::timeout(END_WITHIN, connections.wait()).await;
 }
 
-/// Serves one client until it goes, is too slow, or the server ends.
-async fn connection(stream: Stream, context: Arc<Context>, hosts: Hosts) {
+/// Serves one client until it goes, is too slow, is idle while its place is wanted, or the server
+/// ends.
+async fn connection(stream: Stream, place: Place, context: Arc<Context>, hosts: Hosts) {
     let stop = context.stop.clone();
-    let stream = TokioIo::new(TakenWithin::new(stream, TAKEN_WITHIN));
+    let stream = TokioIo::new(place.watch(TakenWithin::new(stream, TAKEN_WITHIN)));
+    let (asks, head_within) = if place.only_health() {
+        (Asks::Health, HEALTH_HEAD_WITHIN)
+    } else {
+        (Asks::Anything, HEAD_WITHIN)
+    };
     let service = service_fn(|request| {
-        let response = routes::answer(&request, &context, &hosts);
+        let response = routes::answer(&request, asks, &context, &hosts);
+        let response = response.map(|body| place.answer(body));
         async move { Ok::<_, Infallible>(response) }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
+        .header_read_timeout(head_within)
+        .keep_alive(asks == Asks::Anything)
         .max_header_size(HEAD_BYTES_MAX)
         .max_headers(HEADERS_MAX)
         .max_buf_size(4 * HEAD_BYTES_MAX)
         .serve_connection(stream, service);
     tokio::pin!(serving);
     let ended = tokio::select! {
+        // First what the client has sent by now, then whether it must go.
+        biased;
         ended = &mut serving => ended,
+        () = place.given_up() => return,
         () = stop.cancelled() => {
             serving.as_mut().graceful_shutdown();
             serving.await

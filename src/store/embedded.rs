@@ -12,40 +12,32 @@
 //! 1. Counters, token and clock move in one transaction, synced to the disk before `Applied`.
 //! 2. A caller that gives up leaves a spent lane; what became of the batch, the token tells.
 //! 3. One process at a time: the database's file is locked while it is open.
+//! 4. A file that failed (a full disk) is opened again, and the token tells how far it has come.
+//!
+//! - [`file`]: one transaction each
+//! - [`reopen`]: the file, whether it is open or failed
 
-use std::path::{Path, PathBuf};
+mod file;
+mod reopen;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
 use tokio::task::spawn_blocking;
 
+use self::file::{Entries, File};
+use self::reopen::Reopened;
 use super::{
-    Claim, Delta, Identity, KeyError, Lane, NodeId, Outcome, READ_KEYS_MAX, Reading, Refusal,
-    Silence, Standing, Store, StoreError, Token, clock_key, token_key,
+    Claim, Delta, Identity, Lane, Outcome, READ_KEYS_MAX, Reading, Refusal, Silence, Standing,
+    Store, StoreError, Token, clock_key, token_key,
 };
-use crate::private;
-
-/// Key to value.
-const COUNTERS: TableDefinition<'_, &[u8], i64> = TableDefinition::new("counters");
-/// Token, clock and the database's id, as text, under the names that Redis would have.
-const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
-/// The database's id: 32 hexadecimal digits, made with it.
-const ID_KEY: &str = "tallyd:id";
 
 /// A store in one file.
 #[derive(Debug)]
 pub struct EmbeddedStore {
-    file: Arc<File>,
+    file: Arc<Reopened>,
     identity: Identity,
-}
-
-/// The database and what is known of it.
-#[derive(Debug)]
-struct File {
-    database: Database,
-    path: PathBuf,
-    id: String,
 }
 
 impl EmbeddedStore {
@@ -54,195 +46,46 @@ impl EmbeddedStore {
     /// # Errors
     /// [`StoreError::Embedded`]: the file cannot be opened, is no database, or is in use.
     pub fn open(path: &Path, identity: Identity) -> Result<Self, StoreError> {
-        let file = File::open(path).map_err(|source| embedded(path, source))?;
         Ok(Self {
-            file: Arc::new(file),
+            file: Arc::new(Reopened::open(path)?),
             identity,
         })
     }
-}
 
-impl File {
-    fn open(path: &Path) -> Result<Self, redb::Error> {
-        // The database would be readable by whom the umask lets.
-        private::options()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)?;
-        let database = Database::create(path)?;
-        let write = database.begin_write()?;
-        let id = {
-            // Both tables, so that whoever reads later finds them.
-            write.open_table(COUNTERS)?;
-            let mut meta = write.open_table(META)?;
-            let found = meta.get(ID_KEY)?.map(|value| value.value().to_owned());
-            if let Some(id) = found {
-                id
-            } else {
-                let id = random_id()?;
-                meta.insert(ID_KEY, id.as_str())?;
-                id
-            }
-        };
-        write.commit()?;
-        Ok(Self {
-            database,
-            path: path.to_owned(),
-            id,
-        })
-    }
-
-    fn error(&self, source: redb::Error) -> StoreError {
-        embedded(&self.path, source)
-    }
-
-    fn protocol(&self, message: String) -> StoreError {
-        StoreError::Protocol {
-            address: self.path.display().to_string(),
-            message,
-        }
-    }
-
-    fn standing(&self, node: NodeId) -> Result<Standing, StoreError> {
-        let entries = || -> Result<_, redb::Error> {
-            let meta = self.database.begin_read()?.open_table(META)?;
-            Ok((text(&meta, &token_key(node))?, text(&meta, clock_key())?))
-        };
-        let (token, clock) = entries().map_err(|e| self.error(e))?;
+    fn standing(&self, entries: Entries) -> Result<Standing, StoreError> {
+        let token_key = token_key(self.identity.node);
         Ok(Standing {
-            token: token
+            token: entries
+                .token
                 .map(|text| text.parse())
                 .transpose()
-                .map_err(|_| self.protocol(format!("key {} holds no token", token_key(node))))?,
-            clock: clock
+                .map_err(|_| protocol(&self.file, format!("key {token_key} holds no token")))?,
+            clock: entries
+                .clock
                 .map_or(Ok(0), |text| text.parse())
-                .map_err(|_| self.protocol(format!("key {} holds no clock", clock_key())))?,
-            server: self.id.clone(),
+                .map_err(|_| protocol(&self.file, format!("key {} holds no clock", clock_key())))?,
+            server: entries.id,
             warnings: Vec::new(),
         })
     }
-
-    fn read(&self, keys: &[Bytes]) -> Result<Reading, redb::Error> {
-        // One read transaction is one moment.
-        let read = self.database.begin_read()?;
-        let counters = read.open_table(COUNTERS)?;
-        let mut values = Vec::with_capacity(keys.len());
-        for key in keys {
-            values.push(Ok(counters.get(key.as_ref())?.map(|value| value.value())));
-        }
-        let clock = clock(&read.open_table(META)?)?;
-        Ok(Reading { values, clock })
-    }
-
-    /// `None`: the token is not `seen`. An error: unknown, as a failed commit may have reached
-    /// the disk.
-    fn apply(
-        &self,
-        node: NodeId,
-        seen: Option<Token>,
-        next: Token,
-        deltas: &[(Vec<u8>, i64)],
-    ) -> Result<Option<Applied>, redb::Error> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        let mut values = Vec::with_capacity(deltas.len());
-        let clock = {
-            let mut meta = write.open_table(META)?;
-            if !move_token(&mut meta, node, seen, next)? {
-                return Ok(None);
-            }
-            let clock = clock(&meta)? + 1;
-            meta.insert(clock_key(), clock.to_string().as_str())?;
-            let mut counters = write.open_table(COUNTERS)?;
-            for (key, amount) in deltas {
-                let old = counters
-                    .get(key.as_slice())?
-                    .map_or(0, |value| value.value());
-                match old.checked_add(*amount) {
-                    Some(new) => {
-                        counters.insert(key.as_slice(), new)?;
-                        values.push(Ok(new));
-                    }
-                    None => values.push(Err(KeyError::Overflow)),
-                }
-            }
-            clock
-        };
-        write.commit()?;
-        Ok(Some(Applied { values, clock }))
-    }
-
-    fn claim(&self, node: NodeId, seen: Option<Token>, next: Token) -> Result<bool, redb::Error> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        if !move_token(&mut write.open_table(META)?, node, seen, next)? {
-            return Ok(false);
-        }
-        write.commit()?;
-        Ok(true)
-    }
 }
 
-/// What a batch gave.
-struct Applied {
-    values: Vec<Result<i64, KeyError>>,
-    clock: u64,
-}
-
-/// Sets the token, if it still is what its lane last saw.
-fn move_token(
-    meta: &mut Table<'_, &str, &str>,
-    node: NodeId,
-    seen: Option<Token>,
-    next: Token,
-) -> Result<bool, redb::Error> {
-    let key = token_key(node);
-    if text(meta, &key)? != seen.map(|token| token.to_string()) {
-        return Ok(false);
-    }
-    meta.insert(key.as_str(), next.to_string().as_str())?;
-    Ok(true)
-}
-
-fn text(
-    meta: &impl ReadableTable<&'static str, &'static str>,
-    key: &str,
-) -> Result<Option<String>, redb::Error> {
-    Ok(meta.get(key)?.map(|value| value.value().to_owned()))
-}
-
-fn clock(meta: &impl ReadableTable<&'static str, &'static str>) -> Result<u64, redb::Error> {
-    text(meta, clock_key())?.map_or(Ok(0), |text| {
-        text.parse()
-            .map_err(|_| redb::Error::Corrupted(format!("key {} holds no clock", clock_key())))
-    })
-}
-
-fn random_id() -> Result<String, redb::Error> {
-    let id = getrandom::u64()
-        .and_then(|high| Ok((high, getrandom::u64()?)))
-        .map_err(|error| redb::Error::Io(std::io::Error::other(error)))?;
-    Ok(format!("{:016x}{:016x}", id.0, id.1))
-}
-
-fn embedded(path: &Path, source: redb::Error) -> StoreError {
-    StoreError::Embedded {
-        path: path.display().to_string(),
-        source: Box::new(source),
+fn protocol(file: &Reopened, message: String) -> StoreError {
+    StoreError::Protocol {
+        address: file.path().display().to_string(),
+        message,
     }
 }
 
 /// Runs `work` where it may block.
 async fn blocking<T: Send + 'static>(
-    file: &Arc<File>,
+    file: &Arc<Reopened>,
     work: impl FnOnce(&File) -> Result<T, redb::Error> + Send + 'static,
 ) -> Result<T, StoreError> {
-    let own = file.clone();
-    let result = spawn_blocking(move || work(&own)).await;
-    result
-        .unwrap_or_else(|stopped| Err(redb::Error::Io(std::io::Error::other(stopped))))
-        .map_err(|source| file.error(source))
+    let own = Arc::clone(file);
+    spawn_blocking(move || own.with(work))
+        .await
+        .unwrap_or_else(|stopped| Err(file.failed(redb::Error::Io(std::io::Error::other(stopped)))))
 }
 
 impl Store for EmbeddedStore {
@@ -253,7 +96,8 @@ impl Store for EmbeddedStore {
 
     async fn connect(&self) -> Result<(EmbeddedLane, Standing), StoreError> {
         let identity = self.identity;
-        let standing = blocking(&self.file, move |file| Ok(file.standing(identity.node))).await??;
+        let entries = blocking(&self.file, move |file| file.entries(identity.node)).await?;
+        let standing = self.standing(entries)?;
         let lane = EmbeddedLane {
             file: self.file.clone(),
             identity,
@@ -266,7 +110,7 @@ impl Store for EmbeddedStore {
     async fn read(&self, keys: &[Bytes]) -> Result<Reading, StoreError> {
         if keys.len() > READ_KEYS_MAX {
             let message = format!("a read of {} keys, over {READ_KEYS_MAX}", keys.len());
-            return Err(self.file.protocol(message));
+            return Err(protocol(&self.file, message));
         }
         let keys = keys.to_vec();
         blocking(&self.file, move |file| file.read(&keys)).await
@@ -285,7 +129,7 @@ impl Store for EmbeddedStore {
 /// One writer's view of the database's token.
 #[derive(Debug)]
 pub struct EmbeddedLane {
-    file: Arc<File>,
+    file: Arc<Reopened>,
     identity: Identity,
     /// What the token must still be.
     token: Option<Token>,
@@ -294,8 +138,8 @@ pub struct EmbeddedLane {
 
 impl EmbeddedLane {
     fn spent_error(&self) -> StoreError {
-        self.file
-            .protocol("this lane is spent: connect a new one and read the token".to_owned())
+        let message = "this lane is spent: connect a new one and read the token";
+        protocol(&self.file, message.to_owned())
     }
 
     fn next(&self, batch: u64) -> Token {
@@ -315,6 +159,7 @@ impl Lane for EmbeddedLane {
         let (node, seen, next) = (self.identity.node, self.token, self.next(batch));
         match blocking(&self.file, move |file| file.claim(node, seen, next)).await {
             Ok(true) => {
+                self.file.works();
                 self.token = Some(next);
                 self.spent = false;
                 Claim::Claimed
@@ -334,7 +179,7 @@ impl Lane for EmbeddedLane {
                 "batch {batch} does not follow token {:?}",
                 self.token.map(|token| token.batch)
             );
-            return Outcome::NotApplied(Refusal::Whole(self.file.protocol(message)));
+            return Outcome::NotApplied(Refusal::Whole(protocol(&self.file, message)));
         }
         let own: Vec<_> = deltas
             .iter()
@@ -343,6 +188,7 @@ impl Lane for EmbeddedLane {
         let (node, seen, next) = (self.identity.node, self.token, self.next(batch));
         match blocking(&self.file, move |file| file.apply(node, seen, next, &own)).await {
             Ok(Some(applied)) => {
+                self.file.works();
                 self.token = Some(next);
                 self.spent = false;
                 Outcome::Applied {

@@ -14,6 +14,7 @@ pub mod redis;
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -242,7 +243,7 @@ pub enum StoreError {
         path: String,
         /// What the database said.
         #[source]
-        source: Box<redb::Error>,
+        source: Arc<redb::Error>,
     },
 }
 

@@ -22,7 +22,7 @@ fn on_socket(settings: Settings, dir: &TempDir) -> (Daemon, Address) {
 }
 
 /// A daemon whose admin server listens on a port of its own choice.
-fn on_port(settings: Settings) -> (Daemon, Address) {
+pub fn on_port(settings: Settings) -> (Daemon, Address) {
     let daemon = settings.set("admin.listen", "127.0.0.1:0").start();
     let log = daemon.log();
     let address = log

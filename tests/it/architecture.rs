@@ -37,7 +37,7 @@ const ROOMS: &[Room] = &[
     room("wire", &[]),
     room("counters", &[]),
     // What a batch is, who writes it, and how a store answers: the words of all that come after.
-    room("store", &["private"]),
+    room("store", &["private", "repeats"]),
     // Records on behalf of the table; carries the ids that the store knows a node by.
     room(
         "journal",

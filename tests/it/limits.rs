@@ -1,17 +1,15 @@
 //! Promise 6: at a limit a client gets an error that names it, nothing is dropped in silence, and
 //! it passes by itself when its cause does.
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tempfile::TempDir;
 
 use crate::support::daemon::{Daemon, NEVER};
+use crate::support::disk::Disk;
 use crate::support::redis::RedisServer;
 use crate::support::resp::{Client, Value, encode, encode_into};
 use crate::support::{seed, wait_until};
@@ -212,62 +210,6 @@ fn keys_with_something_pending_are_not_refused_for_the_view_s_limit() {
     wait_until("the view is within its limit again", || {
         stat(&daemon, "view_bytes") <= 1 << 20
     });
-}
-
-/// A small file system of its own.
-struct Disk {
-    dir: TempDir,
-}
-
-impl Disk {
-    /// `None`, and a line that says so, where mounting is not permitted.
-    fn mount(size: &str) -> Option<Self> {
-        let dir = TempDir::with_prefix("tallyd-disk-").unwrap();
-        let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tallyd-test"])
-            .arg(dir.path())
-            .output();
-        if done.is_ok_and(|output| output.status.success()) {
-            return Some(Self { dir });
-        }
-        eprintln!("SKIPPED: mounting a tmpfs is not permitted here (run it as root)");
-        None
-    }
-
-    fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.dir.path().join("filler")
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) {
-        let mut file = File::options()
-            .create(true)
-            .append(true)
-            .open(self.filler())
-            .unwrap();
-        for size in [64 * 1024, 4096] {
-            let block = vec![1; size];
-            while file.write_all(&block).is_ok() {}
-        }
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.filler()).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: whoever still has files open keeps them until it ends.
-        let _ = Command::new("umount")
-            .arg("-l")
-            .arg(self.dir.path())
-            .status();
-    }
 }
 
 /// Guards the preallocation of segments: without it, a write to a full disk through the map would

@@ -8,6 +8,7 @@ mod support;
 
 mod access;
 mod admin;
+mod admin_places;
 mod architecture;
 mod browser;
 mod chaos;
@@ -43,6 +44,7 @@ mod state_dir;
 mod store_down;
 mod store_embedded;
 mod store_faults;
+mod store_full_disk;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;
