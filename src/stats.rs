@@ -175,6 +175,18 @@ numbers! {
     disputed_total,
     /// The longest piece of work between two looks at the clients, in units of some 50 ns.
     slice_units_max,
+    /// Sum of all amounts taken, with what a former process had left pending. This sum and the next three
+    /// wrap at 64 bits.
+    amount_taken,
+    /// Of these: known to be in the store.
+    amount_stored,
+    /// Of these: pending.
+    amount_pending,
+    /// Of these: rejected.
+    amount_rejected,
+    /// By how much the other three do not make up the first one. Always 0, or increments were lost or counted
+    /// twice.
+    conservation_difference,
     /// Files that recovery found damaged.
     damaged_files,
     /// Segments retained after they were applied.

@@ -68,6 +68,8 @@ pub struct Table {
     taken: usize,
     hand: usize,
     evicted: u64,
+    /// Of all entries, wrapping.
+    pending_sum: i64,
     /// Keys to be brought in before room is searched for again.
     search_in: u8,
     generation: u8,
@@ -98,6 +100,7 @@ impl Table {
             taken: 0,
             hand: 0,
             evicted: 0,
+            pending_sum: 0,
             search_in: 0,
             generation: 0,
             now: 0,
@@ -118,6 +121,11 @@ impl Table {
     /// Memory of all counters, in bytes.
     pub fn bytes(&self) -> usize {
         self.taken * ENTRY_BYTES + self.long.bytes()
+    }
+
+    /// What is pending of all keys, wrapping.
+    pub fn pending_sum(&self) -> i64 {
+        self.pending_sum
     }
 
     /// Entries given up for others, ever.
@@ -165,6 +173,7 @@ impl Table {
         }
         // What was found before an eviction may be among the evicted.
         let mut stale = false;
+        let mut added: i64 = 0;
         for op in ops {
             let key = op.key(input);
             if op.entry == NONE || stale {
@@ -177,10 +186,16 @@ impl Table {
             }
             let entry = &mut self.entries[op.entry as usize];
             op.answer = match op.kind {
-                Kind::Add => add(entry, key, op.amount, epoch, recorder),
+                Kind::Add => {
+                    let before = entry.pending;
+                    let answer = add(entry, key, op.amount, epoch, recorder);
+                    added = added.wrapping_add(entry.pending.wrapping_sub(before));
+                    answer
+                }
                 Kind::Get => get(entry, self.now, self.age_max),
             };
         }
+        self.pending_sum = self.pending_sum.wrapping_add(added);
     }
 
     /// Brings what is held of these keys, at most [`GROUP`] of them, near, so that their cache misses
@@ -240,6 +255,7 @@ impl Table {
         }
         let entry = &mut self.entries[at as usize];
         entry.pending = entry.pending.wrapping_sub(amount);
+        self.pending_sum = self.pending_sum.wrapping_sub(amount);
         if entry.pending == 0 && entry.epoch != open_epoch {
             // No add is on its way any more that would bring the key about, should it be deleted.
             entry.epoch = 0;
@@ -275,7 +291,10 @@ impl Table {
         let entry = &mut self.entries[at as usize];
         let bad = entry.flags & (WRONG_TYPE | NOT_INTEGER);
         entry.flags &= !bad;
+        let before = entry.pending;
         let answer = add(entry, key, opposite, recorder.epoch(), recorder);
+        let change = entry.pending.wrapping_sub(before);
+        self.pending_sum = self.pending_sum.wrapping_add(change);
         entry.flags |= bad;
         matches!(answer, Answer::Value(_) | Answer::Cold(_))
     }
@@ -290,6 +309,7 @@ impl Table {
         }
         let entry = &mut self.entries[at as usize];
         entry.pending = entry.pending.wrapping_add(amount);
+        self.pending_sum = self.pending_sum.wrapping_add(amount);
         entry.flags |= EXISTS;
     }
 }

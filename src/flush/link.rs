@@ -22,6 +22,15 @@ pub enum Settled {
     Before,
 }
 
+/// What became of a batch's amounts, as the flush stage has it from what it sent. Wrapping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// In the store.
+    pub stored: i64,
+    /// In the rejected file.
+    pub rejected: i64,
+}
+
 /// The answer to [`ToCounters::Seal`].
 pub enum Closed {
     /// The closed epoch's segment.
@@ -49,6 +58,8 @@ pub enum ToCounters {
         settled: Arc<[Settled]>,
         /// The store's clock of those values.
         clock: u64,
+        /// The same in amounts.
+        sums: Sums,
     },
     /// The store has lost this batch; `skip` of its deltas stay settled.
     Restore {
@@ -58,6 +69,8 @@ pub enum ToCounters {
         batch: u64,
         /// Indices of deltas that are in the rejected file.
         skip: Vec<usize>,
+        /// What it had of this batch, in amounts.
+        lost: i64,
     },
     /// The store went back in time, or has what nobody here knows of: no value is sure any more. The
     /// log has been told.

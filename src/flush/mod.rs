@@ -8,5 +8,5 @@ pub mod link;
 pub mod resolve;
 pub mod stage;
 
-pub use link::{Announcement, Asked, Closed, Heard, Sending, Settled, ToCounters};
+pub use link::{Announcement, Asked, Closed, Heard, Sending, Settled, Sums, ToCounters};
 pub use stage::{Command, Flush, FlushConfig, FlushError};

@@ -36,7 +36,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
-use super::link::{Announcement, Sending, Settled, ToCounters};
+use super::link::{Announcement, Sending, Settled, Sums, ToCounters};
 use crate::health::Health;
 use crate::hot::Hot;
 use crate::journal::rejected::RejectedFile;
@@ -199,6 +199,8 @@ pub struct Flush<S: Store> {
     clock: u64,
     /// By batch and index: deltas that are in the rejected file, or (at-least-once) already taken.
     done: HashMap<u64, BTreeMap<usize, Settled>>,
+    /// By batch: the amounts of those of its deltas that are in the store, or rejected, but not settled yet.
+    sums: HashMap<u64, Sums>,
     warned: HashSet<String>,
     /// The next pause while the store is in trouble.
     pause: Duration,
@@ -280,6 +282,7 @@ impl<S: Store> Flush<S> {
             server_is_noted: false,
             clock: 0,
             done: HashMap::new(),
+            sums: HashMap::new(),
             warned: HashSet::new(),
             pause: PAUSE_MIN,
             lines: Lines::default(),
@@ -387,6 +390,8 @@ impl<S: Store> Flush<S> {
                 for (index, delta) in segment.batch(batch).enumerate() {
                     if let Some(reason) = keys.get(delta.key) {
                         let settled = Settled::Rejected(KeyError::Other(reason.clone()));
+                        let sums = self.sums.entry(batch).or_default();
+                        sums.rejected = sums.rejected.wrapping_add(delta.amount);
                         self.done.entry(batch).or_default().insert(index, settled);
                     }
                 }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 use super::account::Accounts;
+use super::books::Books;
 use super::durable::Durable;
 use super::hub::Hub;
 use super::loads::Loads;
@@ -21,9 +22,9 @@ use super::notices::Notices;
 use super::slice::Slice;
 use super::view::Doubts;
 use super::{Access, IngestConfig};
-use crate::counters::{Op, Table};
+use crate::counters::{Answer, Kind, Op, Table};
 use crate::fail_point::fail_point;
-use crate::flush::{Closed, Command, Heard, ToCounters};
+use crate::flush::{Closed, Command, Heard, Sums, ToCounters};
 use crate::hot::Hot;
 use crate::journal::Writer;
 use crate::stats::Stats;
@@ -63,6 +64,8 @@ pub struct Core {
     pub replies: RefCell<Vec<u8>>,
     /// What clients hold in memory.
     pub accounts: Rc<Accounts>,
+    /// What became of all that was taken.
+    pub books: Books,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// What was heard, for those who read the store.
@@ -130,6 +133,7 @@ impl Core {
         let accounts = Accounts::new(parts.config.client_bytes_max);
         let client_bytes_max = parts.config.client_bytes_max as u64;
         parts.stats.client_bytes_max.set(client_bytes_max);
+        let books = Books::new(parts.table.pending_sum());
         Rc::new(Core {
             config: parts.config,
             access: RefCell::new(parts.access),
@@ -143,6 +147,7 @@ impl Core {
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             accounts,
+            books,
             stats: parts.stats,
             heard: parts.heard,
             loads: Loads::new(parts.wanted, load_timeout),
@@ -170,6 +175,11 @@ impl Core {
             ..
         } = &mut *state;
         table.apply(input, ops, writer);
+        let taken = ops.iter().filter(|op| {
+            op.kind == Kind::Add && matches!(op.answer, Answer::Value(_) | Answer::Cold(_))
+        });
+        self.books
+            .take(taken.fold(0, |sum: i64, op| sum.wrapping_add(op.amount)));
         if writer.records() as usize >= self.config.epoch_keys_max && !*seal_asked {
             *seal_asked = true;
             self.seal_wanted.notify_one();
@@ -220,6 +230,7 @@ impl Core {
     pub fn refresh_gauges(&self) {
         self.stats.client_bytes.set(self.accounts.held() as u64);
         let state = self.state.borrow();
+        self.books.tell(state.table.pending_sum(), &self.stats);
         self.stats.view_keys.set(state.table.len() as u64);
         self.stats.view_bytes.set(state.table.bytes() as u64);
         self.stats.epoch_keys.set(u64::from(state.writer.records()));
@@ -268,12 +279,25 @@ impl Core {
                 batch,
                 settled,
                 clock,
-            } => self.settle(&segment, batch, &settled, clock).await,
+                sums,
+            } => {
+                self.books.begin();
+                self.settle(&segment, batch, &settled, clock).await;
+                self.books.end(sums);
+            }
             ToCounters::Restore {
                 segment,
                 batch,
                 skip,
-            } => self.restore(&segment, batch, &skip).await,
+                lost,
+            } => {
+                self.books.begin();
+                self.restore(&segment, batch, &skip).await;
+                self.books.end(Sums {
+                    stored: lost.wrapping_neg(),
+                    rejected: 0,
+                });
+            }
             ToCounters::ForgetClocks => self.forget_clocks(&mut self.state.borrow_mut(), 0),
             ToCounters::Loaded {
                 keys,

@@ -6,6 +6,7 @@
 //! - [`listener`]: the socket
 //! - [`connection`]: read, answer, write; what a client may have to wait for
 //! - [`account`]: what clients hold in memory
+//! - [`books`]: what became of all that was taken
 //! - [`peers`]: who may connect
 //! - [`keys`]: which keys clients may use
 //! - [`session`]: what one client's commands do; the hot path
@@ -22,6 +23,7 @@
 //! - [`report`]: `INFO`, `TALLY.STATS`
 
 pub mod account;
+pub mod books;
 pub mod commands;
 pub mod connection;
 pub mod core;

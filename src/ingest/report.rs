@@ -59,7 +59,8 @@ pub fn info(core: &Core, args: Args<'_>) -> String {
         ("Tallyd", {
             let mut text = String::new();
             for (name, value) in stats.snapshot() {
-                let _ = write!(text, "tallyd_{name}:{value}\r\n");
+                // Sums may be below zero.
+                let _ = write!(text, "tallyd_{name}:{}\r\n", value as i64);
             }
             let error = stats.store_error().replace(['\r', '\n'], " ");
             let _ = write!(text, "tallyd_store_error:{error}\r\n");

@@ -177,3 +177,31 @@ impl Store for RedisStore {
         RedisFeed::open(self.wire().await?, &self.config).await
     }
 }
+
+/// For the fuzzer alone.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use super::codec::ReplyBuffer;
+
+    /// The replies in `bytes`, which come in pieces, shown; and whether something malformed ended them.
+    pub fn replies(bytes: &[u8], piece: usize) -> (Vec<String>, bool) {
+        let mut buffer = ReplyBuffer::new();
+        buffer.skip_long();
+        let mut replies = Vec::new();
+        let mut left = bytes;
+        loop {
+            match buffer.next_reply() {
+                Ok(Some(reply)) => replies.push(format!("{reply:?}")),
+                Err(_) => return (replies, true),
+                Ok(None) if left.is_empty() => return (replies, false),
+                Ok(None) => {
+                    let room = buffer.room();
+                    let count = room.len().min(piece).min(left.len());
+                    room[..count].copy_from_slice(&left[..count]);
+                    left = &left[count..];
+                    buffer.filled(count);
+                }
+            }
+        }
+    }
+}

@@ -257,6 +257,13 @@ fn a_value_that_is_too_long_for_a_counter_is_not_held() {
         refused.error(),
         "ERR value is not an integer or out of range"
     );
+    // It is looked at again, and not for everyone who tries.
+    let before = redis.commandstats("mget");
+    for _ in 0..200 {
+        assert_eq!(client.command(&["INCR", "huge"]).error(), refused.error());
+    }
+    let reads = redis.commandstats("mget") - before;
+    assert!(reads < 20, "{reads} reads");
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let peak = status
         .lines()

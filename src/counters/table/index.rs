@@ -154,6 +154,8 @@ impl Table {
             next = (next + 1) & mask;
         }
         self.slots[hole] = 0;
+        let pending = self.entries[number as usize].pending;
+        self.pending_sum = self.pending_sum.wrapping_sub(pending);
         self.entries[number as usize].free(&mut self.long);
         self.free.push(number);
         self.taken -= 1;

@@ -427,6 +427,9 @@ impl Pair {
         assert_eq!(table.len(), self.model.len());
         let bytes: usize = self.model.keys().map(|key| entry_bytes(key)).sum();
         assert_eq!(table.bytes(), bytes);
+        let pending = self.model.values().map(|counter| counter.pending);
+        let pending = pending.fold(0, i64::wrapping_add);
+        assert_eq!(table.pending_sum(), pending);
         let sums = self.recorder.sums();
         for (key, sum) in &sums {
             let pending = self.model.get(*key).map_or(0, |counter| counter.pending);

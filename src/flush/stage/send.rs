@@ -114,6 +114,13 @@ impl<S: Store> Flush<S> {
         match outcome {
             Outcome::Applied { values, clock } => {
                 self.stats.flushed_keys_total.add(values.len() as u64);
+                let sent = wanted
+                    .iter()
+                    .zip(&values)
+                    .filter(|(_, value)| value.is_ok());
+                let stored = sent.fold(0, |sum: i64, (delta, _)| sum.wrapping_add(delta.amount));
+                let sums = self.sums.entry(batch).or_default();
+                sums.stored = sums.stored.wrapping_add(stored);
                 fail_point("batch.answered");
                 self.token = Some(batch);
                 self.confirmed = Some(Instant::now());
@@ -269,7 +276,9 @@ impl<S: Store> Flush<S> {
             );
         }
         let done = self.done.entry(batch).or_default();
+        let sums = self.sums.entry(batch).or_default();
         for (index, error) in refused {
+            sums.rejected = sums.rejected.wrapping_add(deltas[index].amount);
             done.insert(index, Settled::Rejected(error));
         }
     }
@@ -314,11 +323,13 @@ impl<S: Store> Flush<S> {
             clock,
         };
         let segment = Arc::clone(segment);
+        let sums = self.sums.remove(&batch).unwrap_or_default();
         self.tell(ToCounters::Settle {
             segment,
             batch,
             settled,
             clock,
+            sums,
         })
         .await?;
         if self.publisher.try_send(announcement).is_err() {

@@ -1,5 +1,6 @@
 //! A new connection to the store: what its token tells, and what follows from that.
 
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -191,7 +192,11 @@ impl<S: Store> Flush<S> {
                 }
             };
             let done = self.done.entry(batch).or_default();
-            done.entry(index).or_insert(Settled::Stored(stored));
+            if let Entry::Vacant(vacant) = done.entry(index) {
+                vacant.insert(Settled::Stored(stored));
+                let sums = self.sums.entry(batch).or_default();
+                sums.stored = sums.stored.wrapping_add(delta.amount);
+            }
         }
         self.reject(batch, &deltas, refused).await;
         let settled = self.take_settled(batch, deltas.len());
@@ -244,12 +249,17 @@ impl<S: Store> Flush<S> {
                 done.retain(|_, settled| is_rejected(settled));
                 done.values_mut()
                     .for_each(|settled| *settled = Settled::Before);
-                let skip = done.keys().copied().collect();
+                let skip: Vec<usize> = done.keys().copied().collect();
+                let kept = segment.batch(batch).enumerate();
+                let kept = kept.filter(|(index, _)| !done.contains_key(index));
+                let lost = kept.fold(0, |sum: i64, (_, delta)| sum.wrapping_add(delta.amount));
+                self.sums.remove(&batch);
                 let segment = Arc::clone(&segment);
                 self.tell(ToCounters::Restore {
                     segment,
                     batch,
                     skip,
+                    lost,
                 })
                 .await?;
             }

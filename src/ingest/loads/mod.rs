@@ -7,7 +7,7 @@
 mod queue;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ const SMALL_KEYS: usize = 64;
 const LARGE_READS_MAX: usize = 3;
 /// Reads under way at a time.
 pub const READS_MAX: usize = LARGE_READS_MAX + 1;
+/// Keys without a counter that are asked for again between two calls of [`Loads::tidy`].
+const ASKED_AGAIN_MAX: usize = 10_000;
 /// Who asks on behalf of no client.
 pub const OWN: u64 = 0;
 
@@ -61,6 +63,8 @@ pub struct Loads {
     wanted: mpsc::Sender<Vec<Bytes>>,
     timeout: Duration,
     queue: RefCell<Queue>,
+    /// Of [`ask_again`](Self::ask_again), since the last [`tidy`](Self::tidy).
+    asked_again: RefCell<HashSet<Bytes>>,
     /// Reads under way, small and large.
     small: Cell<usize>,
     large: Cell<usize>,
@@ -77,6 +81,7 @@ impl Loads {
             wanted,
             timeout,
             queue: RefCell::default(),
+            asked_again: RefCell::default(),
             small: Cell::new(0),
             large: Cell::new(0),
             cold: RefCell::default(),
@@ -111,8 +116,9 @@ impl Loads {
         }
     }
 
-    /// Forgets the keys for which nobody waits any more.
+    /// Now and then: forgets the keys for which nobody waits any more.
     pub fn tidy(&self) {
+        self.asked_again.take();
         self.cold
             .borrow_mut()
             .retain(|_, key| Rc::strong_count(key) > 1);
@@ -125,6 +131,15 @@ impl Loads {
         drop(queue);
         self.dispatch();
         all
+    }
+
+    /// Asks for keys that held no counter when they were last read, each once in a while: what they hold
+    /// instead may be large.
+    pub fn ask_again(&self, client: u64, mut keys: Vec<Bytes>) {
+        let mut asked = self.asked_again.borrow_mut();
+        keys.retain(|key| asked.len() < ASKED_AGAIN_MAX && asked.insert(key.clone()));
+        drop(asked);
+        self.ask(client, &keys);
     }
 
     /// Asks for the keys, each of which is there once, and waits until all were answered, well or not, or

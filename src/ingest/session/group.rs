@@ -115,7 +115,7 @@ impl Session {
             let keys: Vec<Bytes> = bad
                 .map(|op| Bytes::copy_from_slice(op.key(input)))
                 .collect();
-            core.loads.ask(self.client.id, &keys);
+            core.loads.ask_again(self.client.id, keys);
         }
         if waiting == 0 {
             self.cold.clear();
@@ -172,7 +172,11 @@ impl Session {
             };
             let now = view.value.saturating_add(view.pending);
             if let Some(bad) = view.bad {
-                if op.kind == Kind::Get || table.take_back(key, op.amount, writer) {
+                let taken_back = op.kind == Kind::Add && table.take_back(key, op.amount, writer);
+                if taken_back {
+                    core.books.take(op.amount.wrapping_neg());
+                }
+                if op.kind == Kind::Get || taken_back {
                     op.answer = Answer::Bad(bad);
                 }
             } else if matches!(op.answer, Answer::Unknown) && !view.stored {

@@ -316,12 +316,19 @@ impl Daemon {
         Client::unix(&self.socket).expect("the daemon accepts")
     }
 
-    /// Seals now and waits until the store has all that was pending.
+    /// Seals now and waits until the store has all that was pending. Its books balance then, as always.
     #[track_caller]
     pub fn flush(&self) {
-        assert_eq!(
-            self.client().command(&["TALLY.FLUSH", "50000"]),
-            Value::ok()
+        let mut client = self.client();
+        assert_eq!(client.command(&["TALLY.FLUSH", "50000"]), Value::ok());
+        let info = client.command(&["INFO", "tallyd"]).text();
+        let books: Vec<&str> = info
+            .lines()
+            .filter(|line| line.contains("amount_"))
+            .collect();
+        assert!(
+            info.contains("tallyd_conservation_difference:0\r\n"),
+            "{books:?}"
         );
     }
 
