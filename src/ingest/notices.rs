@@ -123,13 +123,13 @@ impl Notices {
             let (repeats, what) = match op.answer {
                 Answer::Record(RecordError::Limit) => (
                     &mut lines.pending,
-                    "limits.max_pending_bytes is reached: increments of further keys are refused \
-                     until the store takes what is pending",
+                    "limits.max_pending_bytes is reached: increments that need a further record are \
+                     refused until the store takes what is pending",
                 ),
                 Answer::Record(RecordError::Disk) => (
                     &mut lines.disk,
-                    "the journal cannot grow, the disk may be full: increments of further keys are \
-                     refused",
+                    "the journal cannot grow, the disk may be full: increments that need a further \
+                     record are refused",
                 ),
                 Answer::Full => (
                     &mut lines.view,

@@ -1,17 +1,16 @@
 //! Promise 6: at a limit a client gets an error that names it, nothing is dropped in silence, and
 //! it passes by itself when its cause does.
 
-use std::fs::File;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tempfile::TempDir;
 
 use crate::support::daemon::{Daemon, NEVER};
+use crate::support::disk::Disk;
+use crate::support::load::fill;
 use crate::support::redis::RedisServer;
 use crate::support::resp::{Client, Value, encode, encode_into};
 use crate::support::{seed, wait_until};
@@ -36,35 +35,6 @@ fn resident_mib(daemon: &Daemon) -> u64 {
         .parse()
         .unwrap();
     kib / 1024
-}
-
-/// Increments `{name}:{n}` once each, many at a time: how many were taken before the first refusal,
-/// and how that was worded. After it all must be refused.
-fn fill(client: &mut Client, name: &str, keys: usize) -> (usize, Option<String>) {
-    let mut taken = 0;
-    let mut refusal = None;
-    for from in (0..keys).step_by(500) {
-        let mut bytes = Vec::new();
-        let to = (from + 500).min(keys);
-        for n in from..to {
-            encode_into(&mut bytes, &["INCR", &format!("{name}:{n}")]);
-        }
-        client.send_raw(&bytes).unwrap();
-        for n in from..to {
-            match client.read().unwrap() {
-                Value::Integer(_) => {
-                    assert_eq!(refusal, None, "{name}:{n} was taken after a refusal");
-                    taken += 1;
-                }
-                Value::Error(text) => refusal = Some(text),
-                other => panic!("{other:?}"),
-            }
-        }
-        if refusal.is_some() {
-            break;
-        }
-    }
-    (taken, refusal)
 }
 
 fn is_taken(client: &mut Client, key: &str) -> bool {
@@ -103,8 +73,12 @@ fn pending_bytes_are_bounded_and_the_error_names_the_limit() {
         daemon.restart();
         client = daemon.client();
         let (more, refusal) = fill(&mut client, "restarted", 100_000);
-        assert!(refusal.unwrap().contains("limits.max_pending_bytes"));
+        let refusal = refusal.unwrap();
         assert_eq!(more, 0);
+        assert!(refusal.contains("limits.max_pending_bytes"), "{refusal}");
+        // So is a key that has something pending, of which nothing else may be said.
+        assert_eq!(client.command(&["INCR", "known"]).error(), refusal);
+        assert!(refusal.contains("no further record fits"), "{refusal}");
     }
     redis.restart();
     wait_until("new keys are taken again", || {
@@ -205,62 +179,6 @@ fn a_view_full_of_pending_keys_refuses_new_ones_and_names_the_limit() {
     assert_eq!(counters.len(), taken + 1);
     assert_eq!(counters[&b"full:0"[..]], 50);
     assert_eq!(counters[&b"new"[..]], new);
-}
-
-/// A small file system of its own.
-struct Disk {
-    dir: TempDir,
-}
-
-impl Disk {
-    /// `None`, and a line that says so, where mounting is not permitted.
-    fn mount(size: &str) -> Option<Self> {
-        let dir = TempDir::with_prefix("tallyd-disk-").unwrap();
-        let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tallyd-test"])
-            .arg(dir.path())
-            .output();
-        if done.is_ok_and(|output| output.status.success()) {
-            return Some(Self { dir });
-        }
-        eprintln!("SKIPPED: mounting a tmpfs is not permitted here (run it as root)");
-        None
-    }
-
-    fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
-    fn filler(&self) -> PathBuf {
-        self.dir.path().join("filler")
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) {
-        let mut file = File::options()
-            .create(true)
-            .append(true)
-            .open(self.filler())
-            .unwrap();
-        for size in [64 * 1024, 4096] {
-            let block = vec![1; size];
-            while file.write_all(&block).is_ok() {}
-        }
-    }
-
-    fn free(&self) {
-        std::fs::remove_file(self.filler()).unwrap();
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Lazily: whoever still has files open keeps them until it ends.
-        let _ = Command::new("umount")
-            .arg("-l")
-            .arg(self.dir.path())
-            .status();
-    }
 }
 
 /// Guards the preallocation of segments: without it, a write to a full disk through the map would

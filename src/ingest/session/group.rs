@@ -83,7 +83,7 @@ impl Session {
     fn apply_group(&mut self, core: &Core, input: &[u8]) -> bool {
         if core.durable.failure().is_some() {
             for op in &mut self.ops {
-                op.answer = Answer::Record(RecordError::Disk);
+                op.answer = Answer::Record(RecordError::Unsynced);
             }
             return false;
         }

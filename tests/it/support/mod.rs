@@ -2,6 +2,7 @@
 //! nothing, a proxy that misbehaves on request.
 
 pub mod daemon;
+pub mod disk;
 pub mod http;
 pub mod load;
 pub mod proxy;
