@@ -214,6 +214,7 @@ impl Daemon {
         };
         let address = address_of(&listener);
 
+        let stuck = writer.stuck();
         let (to_counters, counters) = mpsc::channel(TO_COUNTERS);
         let (announce, announcements) = mpsc::channel(ANNOUNCEMENTS);
         let (want, wanted) = mpsc::channel(WANTED);
@@ -253,6 +254,7 @@ impl Daemon {
                 directory,
                 segments: recovery.segments,
                 applied: recovery.applied,
+                stuck,
                 rejected,
                 counters: to_counters.clone(),
                 publisher: announce,
@@ -381,6 +383,12 @@ fn recovered_table(config: &Config, recovery: &Recovery, stats: &Stats) -> Table
     stats.damaged_files.set(recovery.damage.len() as u64);
     if keys > 0 {
         info!(keys, "recovered what a former process had not flushed");
+    }
+    if let Some(error) = &recovery.cramped {
+        warn!(
+            "the disk is full: increments are refused until there is room, which what is pending \
+             gives back once it is flushed ({error})"
+        );
     }
     table
 }

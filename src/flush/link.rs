@@ -26,7 +26,8 @@ pub enum Settled {
 pub enum Closed {
     /// The closed epoch's segment.
     Epoch(Writer),
-    /// No record in it: the epoch stays open, and the new segment was not needed.
+    /// No record in it: the epoch stays open, and this segment is not needed, the new one or (where
+    /// that had no room) the open one.
     Empty(Writer),
 }
 

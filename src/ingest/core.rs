@@ -283,7 +283,13 @@ impl Core {
         let state = &mut *self.state.borrow_mut();
         // An epoch that was never acknowledged to anyone is not worth a segment.
         if state.writer.records() == 0 {
-            return Closed::Empty(next);
+            if !state.writer.is_cramped() || next.is_cramped() {
+                return Closed::Empty(next);
+            }
+            // But the one that has room is to be had by records. Before the other is given up, because
+            // one of them must carry the batch number on.
+            next.begin(state.writer.next_first_batch());
+            return Closed::Empty(std::mem::replace(&mut state.writer, next));
         }
         self.durable.also(state.writer.sync_handle());
         next.begin(state.writer.next_first_batch());

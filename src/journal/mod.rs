@@ -10,6 +10,7 @@
 //! - [`plan`]: what recovery does with each file
 //! - [`power`]: whether the youngest writes may be missing
 //! - [`directory`]: the state directory: lock, node id, recovery
+//! - [`reserve`]: room for a start on a full disk
 //! - [`rejected`]: deltas that the store refused for good
 
 pub mod directory;
@@ -18,11 +19,12 @@ pub mod format;
 pub mod plan;
 pub mod power;
 pub mod rejected;
+mod reserve;
 pub mod segment;
 mod store16;
 
 pub use directory::{Directory, JournalError, Names, Recovery};
-pub use segment::{Sealed, SyncHandle, Writer};
+pub use segment::{Sealed, Stuck, SyncHandle, Writer};
 
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@
 //! 3. One process at a time: the database's file is locked while it is open.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition};
@@ -43,7 +43,8 @@ pub struct EmbeddedStore {
 /// The database and what is known of it.
 #[derive(Debug)]
 struct File {
-    database: Database,
+    /// `None` after an error of the disk, until it is opened anew.
+    database: RwLock<Option<Database>>,
     path: PathBuf,
     id: String,
 }
@@ -71,6 +72,14 @@ impl File {
             .truncate(false)
             .open(path)?;
         let database = Database::create(path)?;
+        // A database that is whole is opened without a write: there may be no room for one.
+        if let Some(id) = known_id(&database)? {
+            return Ok(Self {
+                database: RwLock::new(Some(database)),
+                path: path.to_owned(),
+                id,
+            });
+        }
         let write = database.begin_write()?;
         let id = {
             // Both tables, so that whoever reads later finds them.
@@ -87,10 +96,40 @@ impl File {
         };
         write.commit()?;
         Ok(Self {
-            database,
+            database: RwLock::new(Some(database)),
             path: path.to_owned(),
             id,
         })
+    }
+
+    /// Works on the database. After an error of the disk it does nothing more until it is opened anew,
+    /// and then has all of the last transaction or nothing.
+    fn on<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        let read = || self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let write = || {
+            let database = self.database.write();
+            database.unwrap_or_else(PoisonError::into_inner)
+        };
+        let mut open = read();
+        if open.is_none() {
+            drop(open);
+            let mut closed = write();
+            if closed.is_none() {
+                *closed = Some(Database::create(&self.path)?);
+            }
+            drop(closed);
+            open = read();
+        }
+        // `None`: another call has failed meanwhile.
+        let done = open.as_ref().map_or(Err(redb::Error::PreviousIo), work);
+        drop(open);
+        if matches!(done, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
+            *write() = None;
+        }
+        done
     }
 
     fn error(&self, source: redb::Error) -> StoreError {
@@ -105,11 +144,11 @@ impl File {
     }
 
     fn standing(&self, node: NodeId) -> Result<Standing, StoreError> {
-        let entries = || -> Result<_, redb::Error> {
-            let meta = self.database.begin_read()?.open_table(META)?;
+        let entries = self.on(|database| {
+            let meta = database.begin_read()?.open_table(META)?;
             Ok((text(&meta, &token_key(node))?, text(&meta, clock_key())?))
-        };
-        let (token, clock) = entries().map_err(|e| self.error(e))?;
+        });
+        let (token, clock) = entries.map_err(|e| self.error(e))?;
         Ok(Standing {
             token: token
                 .map(|text| text.parse())
@@ -124,15 +163,17 @@ impl File {
     }
 
     fn read(&self, keys: &[Bytes]) -> Result<Reading, redb::Error> {
-        // One read transaction is one moment.
-        let read = self.database.begin_read()?;
-        let counters = read.open_table(COUNTERS)?;
-        let mut values = Vec::with_capacity(keys.len());
-        for key in keys {
-            values.push(Ok(counters.get(key.as_ref())?.map(|value| value.value())));
-        }
-        let clock = clock(&read.open_table(META)?)?;
-        Ok(Reading { values, clock })
+        self.on(|database| {
+            // One read transaction is one moment.
+            let read = database.begin_read()?;
+            let counters = read.open_table(COUNTERS)?;
+            let mut values = Vec::with_capacity(keys.len());
+            for key in keys {
+                values.push(Ok(counters.get(key.as_ref())?.map(|value| value.value())));
+            }
+            let clock = clock(&read.open_table(META)?)?;
+            Ok(Reading { values, clock })
+        })
     }
 
     /// `None`: the token is not `seen`. An error: unknown, as a failed commit may have reached
@@ -144,44 +185,59 @@ impl File {
         next: Token,
         deltas: &[(Vec<u8>, i64)],
     ) -> Result<Option<Applied>, redb::Error> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        let mut values = Vec::with_capacity(deltas.len());
-        let clock = {
-            let mut meta = write.open_table(META)?;
-            if !move_token(&mut meta, node, seen, next)? {
-                return Ok(None);
-            }
-            let clock = clock(&meta)? + 1;
-            meta.insert(clock_key(), clock.to_string().as_str())?;
-            let mut counters = write.open_table(COUNTERS)?;
-            for (key, amount) in deltas {
-                let old = counters
-                    .get(key.as_slice())?
-                    .map_or(0, |value| value.value());
-                match old.checked_add(*amount) {
-                    Some(new) => {
-                        counters.insert(key.as_slice(), new)?;
-                        values.push(Ok(new));
-                    }
-                    None => values.push(Err(KeyError::Overflow)),
+        self.on(|database| {
+            let mut write = database.begin_write()?;
+            write.set_durability(Durability::Immediate)?;
+            let mut values = Vec::with_capacity(deltas.len());
+            let clock = {
+                let mut meta = write.open_table(META)?;
+                if !move_token(&mut meta, node, seen, next)? {
+                    return Ok(None);
                 }
-            }
-            clock
-        };
-        write.commit()?;
-        Ok(Some(Applied { values, clock }))
+                let clock = clock(&meta)? + 1;
+                meta.insert(clock_key(), clock.to_string().as_str())?;
+                let mut counters = write.open_table(COUNTERS)?;
+                for (key, amount) in deltas {
+                    let old = counters
+                        .get(key.as_slice())?
+                        .map_or(0, |value| value.value());
+                    match old.checked_add(*amount) {
+                        Some(new) => {
+                            counters.insert(key.as_slice(), new)?;
+                            values.push(Ok(new));
+                        }
+                        None => values.push(Err(KeyError::Overflow)),
+                    }
+                }
+                clock
+            };
+            write.commit()?;
+            Ok(Some(Applied { values, clock }))
+        })
     }
 
     fn claim(&self, node: NodeId, seen: Option<Token>, next: Token) -> Result<bool, redb::Error> {
-        let mut write = self.database.begin_write()?;
-        write.set_durability(Durability::Immediate)?;
-        if !move_token(&mut write.open_table(META)?, node, seen, next)? {
-            return Ok(false);
-        }
-        write.commit()?;
-        Ok(true)
+        self.on(|database| {
+            let mut write = database.begin_write()?;
+            write.set_durability(Durability::Immediate)?;
+            if !move_token(&mut write.open_table(META)?, node, seen, next)? {
+                return Ok(false);
+            }
+            write.commit()?;
+            Ok(true)
+        })
     }
+}
+
+/// The id of a database that has all its tables.
+fn known_id(database: &Database) -> Result<Option<String>, redb::Error> {
+    let read = database.begin_read()?;
+    let tables = (read.open_table(COUNTERS), read.open_table(META));
+    let (Ok(_), Ok(meta)) = tables else {
+        // Those that are missing are made, and what else is wrong is said then.
+        return Ok(None);
+    };
+    text(&meta, ID_KEY)
 }
 
 /// What a batch gave.

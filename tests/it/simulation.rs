@@ -401,6 +401,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
         server: Arc::clone(server),
         identity: directory.identity(),
     };
+    let stuck = writer.stuck();
     let core = Core::new(CoreParts {
         config: IngestConfig {
             key_bytes_max: 1024,
@@ -438,6 +439,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             directory,
             segments: recovery.segments,
             applied: recovery.applied,
+            stuck,
             counters: to_counters,
             publisher,
             unannounced: Arc::new(AtomicU64::new(0)),
