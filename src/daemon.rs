@@ -10,6 +10,7 @@
 
 mod attend;
 mod ingest_thread;
+mod lookout;
 mod rooms;
 
 use std::io;
@@ -46,6 +47,7 @@ use crate::systemd::Manager;
 use crate::systemd::watch::Watch;
 use attend::{Ended, Stages, Told, Watched, attend, finish};
 use ingest_thread::IngestThread;
+use lookout::Lookout;
 
 /// Messages to the counters that may wait; a settled batch is the largest of them.
 const TO_COUNTERS: usize = 64;
@@ -197,6 +199,7 @@ impl Daemon {
             manager,
         } = surroundings;
         let identity = directory.identity();
+        let place = directory.place()?;
         tell_narrowed(&recovery.narrowed);
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
@@ -286,6 +289,7 @@ impl Daemon {
             stop: unwanted.clone(),
             stats: Arc::clone(&stats),
         };
+        let from_lookout = to_counters.clone();
         let loader = Loader {
             store,
             wanted,
@@ -294,6 +298,13 @@ impl Daemon {
             heard,
             sending,
             stats: Arc::clone(&stats),
+        };
+
+        let lookout = Lookout {
+            place,
+            health: Arc::clone(&health),
+            counters: from_lookout,
+            stop: unwanted.clone(),
         };
 
         let (drained, ended) = ingest.start()?;
@@ -310,6 +321,10 @@ impl Daemon {
         stages.spawn(async move {
             loader.run().await;
             Ok("loader")
+        });
+        stages.spawn(async move {
+            lookout.run().await;
+            Ok("lookout")
         });
         // From here on both must be heard of.
         health.ingest_beat();

@@ -60,6 +60,9 @@ pub enum RecordError {
     /// The file system refused to grow the segment.
     #[error("ERR the journal cannot grow, the disk may be full: no further record fits")]
     Disk,
+    /// The journal's directory is gone.
+    #[error("ERR the state directory is gone: restore it and restart the daemon")]
+    Gone,
     /// A sync has failed where replies promise one.
     #[error(
         "ERR the journal could not be synced, so nothing is taken any more: mend the disk and restart the daemon"

@@ -90,6 +90,8 @@ pub enum ToCounters {
     Stale,
     /// All that was pending when this was asked for has been settled, by the messages before.
     Flushed(oneshot::Sender<()>),
+    /// The state directory is gone, in words: nothing is to be acknowledged any more.
+    Gone(String),
     /// A message of the channel of deltas, for local subscribers.
     Message(Bytes),
 }

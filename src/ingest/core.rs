@@ -5,7 +5,7 @@
 //! 2. Messages of the stages are heard in their order, one after the other, by [`Core::listen`] alone.
 //! 3. No message from a stage makes a client wait; no client makes a stage wait.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -60,6 +60,8 @@ pub struct Core {
     pub replies: RefCell<Vec<u8>>,
     /// What clients hold in memory.
     pub accounts: Rc<Accounts>,
+    /// Why no increment is taken any more, if so: the state directory is gone.
+    pub gone: OnceCell<Box<str>>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// What was heard, for those who read the store.
@@ -138,6 +140,7 @@ impl Core {
             input: RefCell::new(vec![0; READ_BYTES]),
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             accounts,
+            gone: OnceCell::new(),
             stats: parts.stats,
             heard: parts.heard,
             loads: Loads::new(parts.wanted, load_timeout),
@@ -264,6 +267,10 @@ impl Core {
             ToCounters::Stale => self.mark_stale(&mut self.state.borrow_mut()),
             ToCounters::Budget { bytes_max } => {
                 self.state.borrow_mut().writer.set_bytes_max(bytes_max);
+            }
+            ToCounters::Gone(text) => {
+                // It is told once.
+                let _ = self.gone.set(text.into());
             }
             ToCounters::Flushed(done) => {
                 // Whoever asked may have gone.

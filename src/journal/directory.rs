@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::examine::{ExamineError, Examined, Expected, examine};
 use super::format::{Header, HeaderError, RECORDS_AT};
+use super::place::Place;
 use super::plan::{Circumstances, Fate, Found, plan};
 use super::power::Boot;
 use super::reserve::{Purpose, RESERVE_BYTES, Reserve};
@@ -267,6 +268,14 @@ impl Directory {
         &self.path
     }
 
+    /// To ask whether it is still there, from any thread.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn place(&self) -> Result<Place, JournalError> {
+        Place::of(&self.path).map_err(io_error(&self.path, "look at"))
+    }
+
     /// Who writes here.
     pub fn identity(&self) -> Identity {
         self.identity
@@ -335,6 +344,19 @@ impl Directory {
         let writer = created().map_err(io_error(&path, "create"))?;
         self.next_segment += u64::from(writer.is_some());
         self.reserve.fill();
+        Ok(writer)
+    }
+
+    /// The next segment, in memory and without room for records, where the directory is gone: it lets
+    /// the open one be sealed and flushed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create_nowhere(&mut self, bytes_max: usize) -> Result<Writer, JournalError> {
+        let (path, header) = self.next_header();
+        let writer = Writer::nowhere(&path, header, bytes_max)
+            .map_err(io_error(&path, "create in memory"))?;
+        self.next_segment += 1;
         Ok(writer)
     }
 

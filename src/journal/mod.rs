@@ -11,11 +11,13 @@
 //! - [`power`]: whether the youngest writes may be missing
 //! - [`directory`]: the state directory: lock, node id, recovery
 //! - [`reserve`]: room for a start on a full disk
+//! - [`place`]: whether the directory is still there
 //! - [`rejected`]: deltas that the store refused for good
 
 pub mod directory;
 pub mod examine;
 pub mod format;
+pub mod place;
 pub mod plan;
 pub mod power;
 pub mod rejected;
@@ -24,6 +26,7 @@ pub mod segment;
 mod store16;
 
 pub use directory::{Directory, JournalError, Names, Recovery};
+pub use place::Place;
 pub use segment::{Sealed, Stuck, SyncHandle, Writer};
 
 #[cfg(test)]

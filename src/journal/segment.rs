@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use memmap2::{Mmap, MmapMut, MmapOptions, RemapOptions};
-use rustix::fs::{FallocateFlags, fallocate, fdatasync, ftruncate};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fdatasync, ftruncate, memfd_create};
 use rustix::io::retry_on_intr;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -118,6 +118,15 @@ impl Writer {
             bytes_max,
             bytes.next_multiple_of(RECORDS_AT),
         )
+    }
+
+    /// Makes a segment without a file: it takes no record.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn nowhere(path: &Path, header: Header, bytes_max: usize) -> io::Result<Self> {
+        let file = File::from(memfd_create("tallyd", MemfdFlags::CLOEXEC)?);
+        Self::with_room(file, path, header, bytes_max, RECORDS_AT)
     }
 
     fn with_room(

@@ -110,6 +110,9 @@ impl<S: Store> Flush<S> {
             return Some(standby);
         }
         let bytes_max = self.config.pending_bytes_max;
+        if self.health.gone().is_some() {
+            return self.make_nowhere(bytes_max);
+        }
         let expected = self.expected_bytes;
         let made = self.make(move |directory| {
             let mut writer = directory.create_segment(bytes_max)?;
@@ -135,6 +138,19 @@ impl<S: Store> Flush<S> {
         }
         let made = self.make(move |directory| directory.create_cramped(bytes_max));
         made.await.ok().flatten()
+    }
+
+    /// Only so that what was acknowledged can be flushed: nothing is acknowledged any more.
+    fn make_nowhere(&mut self, bytes_max: usize) -> Option<Writer> {
+        if self.stuck.is_empty() {
+            return None;
+        }
+        let lock = self.directory.lock();
+        let mut directory = lock.unwrap_or_else(PoisonError::into_inner);
+        let made = directory.create_nowhere(bytes_max);
+        drop(directory);
+        made.map_err(|error| self.complain(&Pause::Own(error.to_string())))
+            .ok()
     }
 
     /// A segment, made where it holds up no other stage, with a name as durable as it must be.
