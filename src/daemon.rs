@@ -9,6 +9,7 @@
 //! done by then is in the journal. The admin server tells of all this, and ends last.
 
 mod attend;
+mod descriptors;
 mod ingest_thread;
 mod lookout;
 mod rooms;
@@ -26,7 +27,7 @@ use tracing::{error, info, warn};
 use crate::admin::{self, AdminError};
 use crate::config::Config;
 use crate::counters::{Table, TableLimits};
-use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
+use crate::flush::stage::Parts as FlushParts;
 use crate::flush::{Flush, FlushError, Heard, Sending};
 use crate::health::{Health, Phase};
 use crate::hot::Hot;
@@ -46,6 +47,7 @@ use crate::sync::subscriber::Subscriber;
 use crate::systemd::Manager;
 use crate::systemd::watch::Watch;
 use attend::{Ended, Stages, Told, Watched, attend, finish};
+use descriptors::Connections;
 use ingest_thread::IngestThread;
 use lookout::Lookout;
 
@@ -124,10 +126,10 @@ pub async fn run(
     ready: impl FnOnce(&Arc<Stats>),
 ) -> Result<(), DaemonError> {
     surroundings.manager.status("recovering");
-    raise_descriptor_limit(config.listen.max_connections);
+    let connections = descriptors::divide(&config);
     let shared = Shared::default();
     // Before the journal is recovered, which may take a while: it says so.
-    let admin = rooms::admin(&config, &shared)?;
+    let admin = rooms::admin(&config, &shared, connections)?;
     let bytes_max = config.limits.max_pending_bytes as usize;
     let (directory, recovery, writer) = Directory::open(
         &config.node.state_dir,
@@ -145,6 +147,7 @@ pub async fn run(
         writer,
         shared,
         admin,
+        connections,
     };
     match daemon.config.store.url.connection_info() {
         None => {
@@ -166,6 +169,7 @@ struct Daemon {
     writer: Writer,
     shared: Shared,
     admin: Option<admin::Server>,
+    connections: Connections,
 }
 
 /// What every thread may write to or read.
@@ -191,6 +195,7 @@ impl Daemon {
             writer,
             shared: Shared { stats, health, hot },
             mut admin,
+            connections,
         } = self;
         stats.pending_bytes_max.set(config.limits.max_pending_bytes);
         stats.view_bytes_max.set(config.limits.max_view_bytes);
@@ -234,7 +239,7 @@ impl Daemon {
         let ingest = IngestThread {
             access: access_changes,
             parts: CoreParts {
-                config: rooms::ingest(&config),
+                config: rooms::ingest(&config, connections),
                 access,
                 table,
                 writer,
@@ -463,18 +468,4 @@ fn tell_ready(config: &Config, identity: Identity, address: &Path, is_held: bool
         node = %identity.node,
         "ready"
     );
-}
-
-/// Room for the connections that are allowed and the segments that are retained; the system's hard limit may still be lower, and is
-/// then met when accepting.
-fn raise_descriptor_limit(connections: usize) {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    let wanted = (connections + RETAINED_SEGMENTS_MAX) as u64 + 128;
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(limit.maximum.map_or(wanted, |hard| hard.min(wanted)));
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            warn!(%error, "cannot raise the limit of open files");
-        }
-    }
 }

@@ -25,8 +25,6 @@ use super::stream::{Stream, TakenWithin};
 use super::{Address, Context, routes};
 use crate::socket::{self, ListenError};
 
-/// Connections at the same time: scrapers, probes and a few pages.
-const CONNECTIONS_MAX: usize = 64;
 /// Bytes of a request's head.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Lines of it.
@@ -120,11 +118,15 @@ impl Bound {
         }
     }
 
-    /// Serves it on a thread of its own.
+    /// Serves it on a thread of its own, at most so many connections at a time.
     ///
     /// # Errors
     /// When the system gives none.
-    pub fn start(self, context: Arc<Context>) -> Result<Server, AdminError> {
+    pub fn start(
+        self,
+        context: Arc<Context>,
+        connections_max: usize,
+    ) -> Result<Server, AdminError> {
         let (ended, on_ended) = oneshot::channel();
         let served = Arc::clone(&context);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -141,7 +143,7 @@ impl Bound {
             .spawn(move || {
                 LocalSet::new().block_on(&runtime, async {
                     match listener.into_tokio() {
-                        Ok(listener) => serve(listener, served, hosts).await,
+                        Ok(listener) => serve(listener, served, hosts, connections_max).await,
                         Err(error) => warn!(%error, "the admin server cannot listen"),
                     }
                 });
@@ -214,7 +216,12 @@ impl Listener<TcpListener, UnixListener> {
 }
 
 /// Accepts until told to stop.
-async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Context>, hosts: Hosts) {
+async fn serve(
+    listener: Listener<TcpListener, UnixListener>,
+    context: Arc<Context>,
+    hosts: Hosts,
+    connections_max: usize,
+) {
     let connections = TaskTracker::new();
     let mut refused = false;
     let mut seconds = tokio::time::interval(feed::EVERY);
@@ -230,7 +237,7 @@ async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Conte
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(stream) if connections.len() >= CONNECTIONS_MAX => {
+            Ok(stream) if connections.len() >= connections_max => {
                 // The socket's buffer is empty, so this does not wait.
                 let _ = stream.try_write(FULL);
             }

@@ -2,7 +2,6 @@
 //! it passes by itself when its cause does.
 
 use std::io::{Read, Write};
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -425,48 +424,6 @@ fn clients_that_trickle_and_half_commands_by_the_thousand_disturb_nobody() {
     }
     daemon.flush();
     assert_eq!(redis.counter("trickled"), 1000);
-}
-
-fn answers(socket: &Path) -> Option<Client> {
-    let mut client = Client::unix(socket).ok()?;
-    client.set_limit(Duration::from_millis(300));
-    client.try_command(&["PING"]).ok()?;
-    Some(client)
-}
-
-/// Guards that accepting goes on after the system had no descriptor left. Seen to fail when it ended.
-#[test]
-fn a_daemon_without_descriptors_serves_whom_it_has_and_recovers_when_clients_leave() {
-    let redis = RedisServer::start(&[]);
-    let daemon = Daemon::builder(redis.url())
-        .flush_interval("20ms")
-        .files_max(64)
-        .start();
-    let mut known = daemon.client();
-    assert_eq!(known.number(&["INCR", "descriptors"]), 1);
-    let mut total = 1;
-    for _ in 0..3 {
-        let mut crowd = Vec::new();
-        while let Some(client) = answers(daemon.socket()) {
-            crowd.push(client);
-            assert!(crowd.len() < 64, "there is no limit");
-        }
-        assert!(crowd.len() > 10, "{} clients", crowd.len());
-        for _ in 0..200 {
-            total += 1;
-            assert_eq!(known.number(&["INCR", "descriptors"]), total);
-            thread::sleep(Duration::from_millis(1));
-        }
-        drop(crowd);
-        wait_until("new clients are served again", || {
-            answers(daemon.socket()).is_some()
-        });
-        daemon.flush();
-        assert_eq!(redis.counter("descriptors"), total);
-    }
-    assert!(stat(&daemon, "connections_refused_descriptors_total") > 0);
-    let said = lines(&daemon, "cannot accept a connection");
-    assert!(said <= 6, "said {said} times");
 }
 
 /// Guards the bound on what waits for one subscriber. Seen to fail with a queue of a million.

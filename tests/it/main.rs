@@ -18,6 +18,7 @@ mod convergence;
 mod corpus;
 mod crash;
 mod demo;
+mod descriptors;
 mod disk_full;
 mod durable;
 mod exact;

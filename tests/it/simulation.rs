@@ -411,6 +411,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             view_age_max: Duration::from_secs(60),
             sync_always: false,
             connections_max: 1,
+            connections_wanted: 1,
             client_bytes_max: MIB,
             transaction_bytes_max: MIB,
             channel: String::new(),
