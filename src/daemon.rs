@@ -9,7 +9,9 @@
 //! done by then is in the journal. The admin server tells of all this, and ends last.
 
 mod attend;
+mod descriptors;
 mod ingest_thread;
+mod lookout;
 mod rooms;
 
 use std::io;
@@ -25,7 +27,7 @@ use tracing::{error, info, warn};
 use crate::admin::{self, AdminError};
 use crate::config::Config;
 use crate::counters::{Table, TableLimits};
-use crate::flush::stage::{Parts as FlushParts, RETAINED_SEGMENTS_MAX};
+use crate::flush::stage::Parts as FlushParts;
 use crate::flush::{Flush, FlushError, Heard, Sending};
 use crate::health::{Health, Phase};
 use crate::hot::Hot;
@@ -47,7 +49,9 @@ use crate::sync::subscriber::Subscriber;
 use crate::systemd::Manager;
 use crate::systemd::watch::Watch;
 use attend::{Ended, Stages, Told, Watched, attend, finish};
+use descriptors::Connections;
 use ingest_thread::IngestThread;
+use lookout::Lookout;
 
 /// Messages to the counters that may wait; a settled batch is the largest of them.
 const TO_COUNTERS: usize = 64;
@@ -122,10 +126,10 @@ pub async fn run(
     ready: impl FnOnce(&Arc<Stats>),
 ) -> Result<(), DaemonError> {
     surroundings.manager.status("recovering");
-    raise_descriptor_limit(config.listen.max_connections);
+    let connections = descriptors::divide(&config);
     let shared = Shared::default();
     // Before the journal is recovered, which may take a while: it says so.
-    let admin = rooms::admin(&config, &shared)?;
+    let admin = rooms::admin(&config, &shared, connections)?;
     let bytes_max = config.limits.max_pending_bytes as usize;
     let (directory, recovery, writer) = Directory::open(
         &config.node.state_dir,
@@ -143,6 +147,7 @@ pub async fn run(
         writer,
         shared,
         admin,
+        connections,
     };
     match daemon.config.store.url.connection_info() {
         None => {
@@ -164,6 +169,7 @@ struct Daemon {
     writer: Writer,
     shared: Shared,
     admin: Option<admin::Server>,
+    connections: Connections,
 }
 
 /// What every thread may write to or read.
@@ -189,6 +195,7 @@ impl Daemon {
             writer,
             shared: Shared { stats, health, hot },
             mut admin,
+            connections,
         } = self;
         stats.pending_bytes_max.set(config.limits.max_pending_bytes);
         stats.view_bytes_max.set(config.limits.max_view_bytes);
@@ -197,6 +204,7 @@ impl Daemon {
             manager,
         } = surroundings;
         let identity = directory.identity();
+        let place = directory.place()?;
         tell_narrowed(&recovery.narrowed);
         let rejected = open_rejected(directory.path())?;
         let table = recovered_table(&config, &recovery, &stats);
@@ -214,6 +222,7 @@ impl Daemon {
         };
         let address = address_of(&listener);
 
+        let stuck = writer.stuck();
         let (to_counters, counters) = mpsc::channel(TO_COUNTERS);
         let (announce, announcements) = mpsc::channel(ANNOUNCEMENTS);
         let (want, wanted) = mpsc::channel(READS_MAX);
@@ -230,7 +239,7 @@ impl Daemon {
         let ingest = IngestThread {
             access: access_changes,
             parts: CoreParts {
-                config: rooms::ingest(&config),
+                config: rooms::ingest(&config, connections),
                 access,
                 table,
                 writer,
@@ -253,6 +262,7 @@ impl Daemon {
                 directory,
                 segments: recovery.segments,
                 applied: recovery.applied,
+                stuck,
                 rejected,
                 counters: to_counters.clone(),
                 publisher: announce,
@@ -284,6 +294,7 @@ impl Daemon {
             stop: unwanted.clone(),
             stats: Arc::clone(&stats),
         };
+        let from_lookout = to_counters.clone();
         let loader = Loader {
             store,
             wanted,
@@ -292,6 +303,13 @@ impl Daemon {
             heard,
             sending,
             stats: Arc::clone(&stats),
+        };
+
+        let lookout = Lookout {
+            place,
+            health: Arc::clone(&health),
+            counters: from_lookout,
+            stop: unwanted.clone(),
         };
 
         let (drained, ended) = ingest.start()?;
@@ -308,6 +326,10 @@ impl Daemon {
         stages.spawn(async move {
             loader.run().await;
             Ok("loader")
+        });
+        stages.spawn(async move {
+            lookout.run().await;
+            Ok("lookout")
         });
         // From here on both must be heard of.
         health.ingest_beat();
@@ -384,6 +406,12 @@ fn recovered_table(config: &Config, recovery: &Recovery, stats: &Stats) -> Table
     if keys > 0 {
         info!(keys, "recovered what a former process had not flushed");
     }
+    if let Some(error) = &recovery.cramped {
+        warn!(
+            "the disk is full: increments are refused until there is room, which what is pending \
+             gives back once it is flushed ({error})"
+        );
+    }
     table
 }
 
@@ -442,18 +470,4 @@ fn tell_ready(config: &Config, identity: Identity, address: &Path, is_held: bool
         node = %identity.node,
         "ready"
     );
-}
-
-/// Room for the connections that are allowed and the segments that are retained; the system's hard limit may still be lower, and is
-/// then met when accepting.
-fn raise_descriptor_limit(connections: usize) {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    let wanted = (connections + RETAINED_SEGMENTS_MAX) as u64 + 128;
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(limit.maximum.map_or(wanted, |hard| hard.min(wanted)));
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            warn!(%error, "cannot raise the limit of open files");
-        }
-    }
 }

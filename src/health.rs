@@ -15,6 +15,7 @@
 //!    for the disk, any time.
 //! 4. All accesses are relaxed; readers look seconds after writers.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ pub struct Health {
     /// In ms since `started`: when each is to be heard of again at the latest.
     ingest_due: AtomicU64,
     flush_due: AtomicU64,
+    /// See [`Health::gone`].
+    gone: OnceLock<String>,
 }
 
 impl Default for Health {
@@ -49,6 +52,7 @@ impl Default for Health {
             phase: AtomicU8::new(Phase::Starting as u8),
             ingest_due: AtomicU64::new(u64::MAX),
             flush_due: AtomicU64::new(u64::MAX),
+            gone: OnceLock::new(),
         }
     }
 }
@@ -71,6 +75,18 @@ impl Health {
     /// Moves on.
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// The state directory is gone, in words. Only a restart mends it, but not one that nobody has
+    /// prepared: it does not count as stuck.
+    pub fn set_gone(&self, text: String) {
+        // It is told once.
+        let _ = self.gone.set(text);
+    }
+
+    /// Why no increment is taken any more, if so.
+    pub fn gone(&self) -> Option<&str> {
+        self.gone.get().map(String::as_str)
     }
 
     /// The ingest thread has come round.

@@ -54,7 +54,7 @@ numbers! {
     connections_total,
     /// Connections refused, at a limit or to a stranger.
     connections_refused_total,
-    /// Of these: at `listen.max_connections`.
+    /// Of these: at `listen.max_connections`, or at what the limit of open files leaves for clients.
     connections_refused_limit_total,
     /// Of these: no file descriptor was left.
     connections_refused_descriptors_total,

@@ -23,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
+pub use places::PLACES_MAX;
 pub use server::{AdminError, Bound, Server};
 
 use crate::health::Health;

@@ -28,12 +28,18 @@ use tokio::time::Instant;
 pub const CONNECTIONS_MAX: usize = 64;
 /// Connections besides these that may ask health.
 pub const HEALTH_CONNECTIONS_MAX: usize = 16;
+/// Of both kinds, where there are descriptors for them.
+pub const PLACES_MAX: usize = CONNECTIONS_MAX + HEALTH_CONNECTIONS_MAX;
+/// Of fewer places, health keeps so much.
+const HEALTH_PART: usize = 4;
 /// A client asks in so long after it has connected, or its place is anybody's.
 const FIRST_WITHIN: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Places {
+    any_max: usize,
+    health_max: usize,
     any: RefCell<Vec<Rc<Seat>>>,
     health: Cell<usize>,
 }
@@ -66,11 +72,24 @@ enum Doing {
 }
 
 impl Places {
+    /// So many of both kinds, at least one of each; all are free.
+    pub fn new(places_max: usize) -> Self {
+        let health_max = (places_max / HEALTH_PART).clamp(1, HEALTH_CONNECTIONS_MAX);
+        Places {
+            any_max: places_max
+                .saturating_sub(health_max)
+                .clamp(1, CONNECTIONS_MAX),
+            health_max,
+            any: RefCell::default(),
+            health: Cell::default(),
+        }
+    }
+
     /// A place for a new connection. `None`: there is none at all.
     pub fn take(self: &Rc<Self>) -> Option<Place> {
         let now = Instant::now();
         let mut any = self.any.borrow_mut();
-        if any.len() >= CONNECTIONS_MAX {
+        if any.len() >= self.any_max {
             let idle = any.iter().enumerate().filter_map(|(index, seat)| {
                 let since = seat.idle_since()?;
                 (since <= now).then_some((since, index))
@@ -79,8 +98,8 @@ impl Places {
                 any.remove(longest).given_up.notify_one();
             }
         }
-        let only_health = any.len() >= CONNECTIONS_MAX;
-        if only_health && self.health.get() >= HEALTH_CONNECTIONS_MAX {
+        let only_health = any.len() >= self.any_max;
+        if only_health && self.health.get() >= self.health_max {
             return None;
         }
         let seat = Rc::new(Seat {
@@ -270,7 +289,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_longest_idle_gives_way_and_then_those_who_never_asked() {
-        let places = Rc::new(Places::default());
+        let places = Rc::new(Places::new(PLACES_MAX));
         let mut taken: Vec<_> = (0..CONNECTIONS_MAX)
             .map(|_| places.take().unwrap())
             .collect();
@@ -294,7 +313,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_busy_keep_their_places_and_leave_health_its_own() {
-        let places = Rc::new(Places::default());
+        let places = Rc::new(Places::new(PLACES_MAX));
         let taken: Vec<_> = (0..CONNECTIONS_MAX)
             .map(|_| places.take().unwrap())
             .collect();

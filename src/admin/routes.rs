@@ -109,13 +109,16 @@ fn healthz(context: &Context) -> Response<Body> {
     }
 }
 
-/// Whether clients are accepted.
+/// Whether clients are accepted, and their increments taken.
 fn readyz(context: &Context) -> Response<Body> {
     let not_ready = match (context.health.phase(), context.health.stuck()) {
         (Phase::Starting, _) => "starting: the journal is being recovered",
         (Phase::Stopping, _) => "stopping: no more connections, a last flush",
         (Phase::Ready, Some(_)) => return healthz(context),
-        (Phase::Ready, None) => return line(StatusCode::OK, "ready"),
+        (Phase::Ready, None) => match context.health.gone() {
+            None => return line(StatusCode::OK, "ready"),
+            Some(gone) => gone,
+        },
     };
     line(StatusCode::SERVICE_UNAVAILABLE, not_ready)
 }

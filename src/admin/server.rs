@@ -123,11 +123,15 @@ impl Bound {
         }
     }
 
-    /// Serves it on a thread of its own.
+    /// Serves it on a thread of its own, at most so many connections at a time.
     ///
     /// # Errors
     /// When the system gives none.
-    pub fn start(self, context: Arc<Context>) -> Result<Server, AdminError> {
+    pub fn start(
+        self,
+        context: Arc<Context>,
+        connections_max: usize,
+    ) -> Result<Server, AdminError> {
         let (ended, on_ended) = oneshot::channel();
         let served = Arc::clone(&context);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -144,7 +148,7 @@ impl Bound {
             .spawn(move || {
                 LocalSet::new().block_on(&runtime, async {
                     match listener.into_tokio() {
-                        Ok(listener) => serve(listener, served, hosts).await,
+                        Ok(listener) => serve(listener, served, hosts, connections_max).await,
                         Err(error) => warn!(%error, "the admin server cannot listen"),
                     }
                 });
@@ -217,9 +221,14 @@ impl Listener<TcpListener, UnixListener> {
 }
 
 /// Accepts until told to stop.
-async fn serve(listener: Listener<TcpListener, UnixListener>, context: Arc<Context>, hosts: Hosts) {
+async fn serve(
+    listener: Listener<TcpListener, UnixListener>,
+    context: Arc<Context>,
+    hosts: Hosts,
+    connections_max: usize,
+) {
     let connections = TaskTracker::new();
-    let places = Rc::new(Places::default());
+    let places = Rc::new(Places::new(connections_max));
     let mut refused = false;
     let mut seconds = tokio::time::interval(feed::EVERY);
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -54,10 +54,18 @@ pub enum RecordError {
     Overflow,
     /// `limits.max_pending_bytes` is reached.
     #[error(
-        "OOM limits.max_pending_bytes is reached: the store does not take deltas fast enough, and this key has none pending yet"
+        "OOM limits.max_pending_bytes is reached: no further record fits until the store has taken some of what is pending"
     )]
     Limit,
     /// The file system refused to grow the segment.
-    #[error("ERR the journal cannot grow, the disk may be full: this key has no delta pending yet")]
+    #[error("ERR the journal cannot grow, the disk may be full: no further record fits")]
     Disk,
+    /// The journal's directory is gone.
+    #[error("ERR the state directory is gone: restore it and restart the daemon")]
+    Gone,
+    /// A sync has failed where replies promise one.
+    #[error(
+        "ERR the journal could not be synced, so nothing is taken any more: mend the disk and restart the daemon"
+    )]
+    Unsynced,
 }

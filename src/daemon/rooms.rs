@@ -6,6 +6,7 @@ use ::redis::ConnectionInfo;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::descriptors::Connections;
 use crate::admin::feed::Feed;
 use crate::admin::{self, AdminError};
 use crate::config::{AdminListen, Cold, Config, Delivery, OnTimeout, SyncPolicy};
@@ -19,7 +20,11 @@ use crate::store::redis::{self, RedisConfig};
 ///
 /// # Errors
 /// See [`AdminError`].
-pub(super) fn admin(config: &Config, shared: &Shared) -> Result<Option<admin::Server>, AdminError> {
+pub(super) fn admin(
+    config: &Config,
+    shared: &Shared,
+    connections: Connections,
+) -> Result<Option<admin::Server>, AdminError> {
     let address = match config.admin.listen.clone() {
         None => return Ok(None),
         Some(AdminListen::Tcp(address)) => admin::Address::Tcp(address),
@@ -41,7 +46,7 @@ pub(super) fn admin(config: &Config, shared: &Shared) -> Result<Option<admin::Se
         stop: CancellationToken::new(),
     };
     admin::Bound::bind(&address)?
-        .start(Arc::new(context))
+        .start(Arc::new(context), connections.admin)
         .map(Some)
 }
 
@@ -71,7 +76,7 @@ pub(super) fn access(config: &Config) -> Result<Access, ListenError> {
 }
 
 /// For the ingest thread.
-pub(super) fn ingest(config: &Config) -> IngestConfig {
+pub(super) fn ingest(config: &Config, connections: Connections) -> IngestConfig {
     IngestConfig {
         key_bytes_max: config.limits.max_key_bytes,
         epoch_keys_max: config.flush.max_keys,
@@ -80,7 +85,8 @@ pub(super) fn ingest(config: &Config) -> IngestConfig {
         unloaded_is_error: config.reply.on_timeout == OnTimeout::Error,
         view_age_max: config.view.max_age,
         sync_always: config.journal.sync == SyncPolicy::Always,
-        connections_max: config.listen.max_connections,
+        connections_max: connections.clients,
+        connections_wanted: config.listen.max_connections,
         client_bytes_max: config.limits.max_client_bytes as usize,
         transaction_bytes_max: config.limits.max_transaction_bytes as usize,
         channel: config.publish.channel.clone(),

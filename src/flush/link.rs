@@ -35,7 +35,8 @@ pub struct Sums {
 pub enum Closed {
     /// The closed epoch's segment.
     Epoch(Writer),
-    /// No record in it: the epoch stays open, and the new segment was not needed.
+    /// No record in it: the epoch stays open, and this segment is not needed, the new one or (where
+    /// that had no room) the open one.
     Empty(Writer),
 }
 
@@ -102,6 +103,8 @@ pub enum ToCounters {
     Stale,
     /// All that was pending when this was asked for has been settled, by the messages before.
     Flushed(oneshot::Sender<()>),
+    /// The state directory is gone, in words: nothing is to be acknowledged any more.
+    Gone(String),
     /// A message of the channel of deltas, for local subscribers.
     Message(Bytes),
 }

@@ -9,7 +9,10 @@
 //! 4. A delta leaves the batch that it was sealed in only into the rejected file, and that is
 //!    durable first.
 //! 5. A segment's file is removed only after its last batch is applied and `retain` has passed.
-//! 6. A sealed segment is made durable while it is sent, and the next one is sealed only after that:
+//! 6. On a full disk the epoch stays open for want of the next segment, unless its own cannot grow either
+//!    or somebody waits for the flush: then the next one may begin without room, as the end of this one
+//!    gives room back. What is kept only in case goes first.
+//! 7. A sealed segment is made durable while it is sent, and the next one is sealed only after that:
 //!    a power cut takes no more than what came since the last flush began. The store may then have
 //!    batches of which the journal does not tell: recovery begins far above them.
 //!
@@ -40,7 +43,7 @@ use super::link::{Announcement, Sending, Settled, Sums, ToCounters};
 use crate::health::Health;
 use crate::hot::Hot;
 use crate::journal::rejected::RejectedFile;
-use crate::journal::{Directory, Names, Sealed, Writer};
+use crate::journal::{Directory, Names, Sealed, Stuck, Writer};
 use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::{KeyError, RunId, Store, StoreError};
@@ -121,6 +124,8 @@ pub struct Parts<S> {
     pub segments: Vec<Sealed>,
     /// The last batch known to be in the store.
     pub applied: u64,
+    /// Whether the open segment can grow.
+    pub stuck: Stuck,
     /// For what the store refuses.
     pub rejected: RejectedFile,
     /// To the ingest thread.
@@ -177,6 +182,8 @@ pub struct Flush<S: Store> {
     retained: VecDeque<(Instant, Arc<Sealed>)>,
     /// The next epoch's segment.
     standby: Option<Writer>,
+    /// Whether the open segment can grow.
+    stuck: Stuck,
     /// What the last epoch's records took.
     expected_bytes: usize,
     /// The last sealed segment, on its way to the disk.
@@ -271,6 +278,7 @@ impl<S: Store> Flush<S> {
             queue: parts.segments.into_iter().map(Arc::new).collect(),
             retained: VecDeque::new(),
             standby: None,
+            stuck: parts.stuck,
             expected_bytes: 0,
             syncing: None,
             lane: None,
@@ -313,7 +321,9 @@ impl<S: Store> Flush<S> {
             self.health.flush_beat();
             // What a former process left comes first; later rounds find the queue empty here.
             self.drain().await?;
-            if self.arrivals.is_empty() && !self.stopping {
+            // Room is to be had at once where something is kept only in case.
+            let makes_room = self.stuck.get() && !self.retained.is_empty();
+            if self.arrivals.is_empty() && !self.stopping && !makes_room {
                 self.idle(&mut tick).await;
             }
             while let Ok(command) = self.commands.try_recv() {
@@ -324,7 +334,7 @@ impl<S: Store> Flush<S> {
             }
             let waiting = std::mem::take(&mut self.arrivals);
             let stopping = self.stopping;
-            let sealed = self.seal().await?;
+            let sealed = self.seal(stopping || !waiting.is_empty()).await?;
             self.drain().await?;
             self.confirm().await?;
             // It may have found out that the store went back: then not all is there.
@@ -355,7 +365,13 @@ impl<S: Store> Flush<S> {
                 command = self.commands.recv() => return self.take(command),
                 () = self.seal_wanted.notified() => return,
                 _ = tick.tick() => return,
-                () = tokio::time::sleep(BEAT) => self.health.flush_beat(),
+                () = tokio::time::sleep(BEAT) => {
+                    self.health.flush_beat();
+                    // Others may have made room, and clients wait for it.
+                    if self.stuck.get() {
+                        return;
+                    }
+                }
             }
         }
     }

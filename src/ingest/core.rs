@@ -5,7 +5,7 @@
 //! 2. Messages of the stages are heard in their order, one after the other, by [`Core::listen`] alone.
 //! 3. No message from a stage makes a client wait; no client makes a stage wait.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -66,6 +66,8 @@ pub struct Core {
     pub accounts: Rc<Accounts>,
     /// What became of all that was taken.
     pub books: Books,
+    /// Why no increment is taken any more, if so: the state directory is gone.
+    pub gone: OnceCell<Box<str>>,
     /// Numbers.
     pub stats: Arc<Stats>,
     /// What was heard, for those who read the store.
@@ -148,6 +150,7 @@ impl Core {
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             accounts,
             books,
+            gone: OnceCell::new(),
             stats: parts.stats,
             heard: parts.heard,
             loads: Loads::new(parts.wanted, load_timeout),
@@ -310,6 +313,10 @@ impl Core {
             ToCounters::Budget { bytes_max } => {
                 self.state.borrow_mut().writer.set_bytes_max(bytes_max);
             }
+            ToCounters::Gone(text) => {
+                // It is told once.
+                let _ = self.gone.set(text.into());
+            }
             ToCounters::Flushed(done) => {
                 // Whoever asked may have gone.
                 let _ = done.send(());
@@ -328,7 +335,13 @@ impl Core {
         let state = &mut *self.state.borrow_mut();
         // An epoch that was never acknowledged to anyone is not worth a segment.
         if state.writer.records() == 0 {
-            return Closed::Empty(next);
+            if !state.writer.is_cramped() || next.is_cramped() {
+                return Closed::Empty(next);
+            }
+            // But the one that has room is to be had by records. Before the other is given up, because
+            // one of them must carry the batch number on.
+            next.begin(state.writer.next_first_batch());
+            return Closed::Empty(std::mem::replace(&mut state.writer, next));
         }
         self.durable.also(state.writer.sync_handle());
         next.begin(state.writer.next_first_batch());

@@ -196,7 +196,7 @@ pub async fn serve(
             core.stats.connections_refused_total.add(1);
             core.stats.connections_refused_limit_total.add(1);
             core.notices
-                .connection_too_many(core.config.connections_max);
+                .connection_too_many(core.config.connections_max, core.config.connections_wanted);
             // As Redis says it. The socket's buffer is empty, so this does not wait.
             let _ = stream.try_write(b"-ERR max number of clients reached\r\n");
             continue;

@@ -66,6 +66,8 @@ pub struct IngestConfig {
     pub sync_always: bool,
     /// Connections at a time.
     pub connections_max: usize,
+    /// `listen.max_connections`: more, where the limit of open files does not allow it.
+    pub connections_wanted: usize,
     /// What all clients together may hold in memory, in bytes.
     pub client_bytes_max: usize,
     /// What one client's `MULTI` may hold of that.

@@ -61,12 +61,21 @@ impl Notices {
         tell_strangers(told.map(|told| told.count), lines.stranger);
     }
 
-    /// `listen.max_connections` is reached: one more was refused.
-    pub fn connection_too_many(&self, connections_max: usize) {
-        if let Some(told) = self.0.borrow_mut().connections.again() {
+    /// As many are connected as may be, and one more was refused.
+    pub fn connection_too_many(&self, max: usize, wanted: usize) {
+        let Some(told) = self.0.borrow_mut().connections.again() else {
+            return;
+        };
+        if max < wanted {
             warn!(
                 refused = told.count,
-                "listen.max_connections ({connections_max}) is reached: connections are refused"
+                "the limit of open files allows {max} connections, fewer than listen.max_connections \
+                 ({wanted}): more are refused"
+            );
+        } else {
+            warn!(
+                refused = told.count,
+                "listen.max_connections ({max}) is reached: connections are refused"
             );
         }
     }
@@ -122,13 +131,13 @@ impl Notices {
             let (repeats, what) = match op.answer {
                 Answer::Record(RecordError::Limit) => (
                     &mut lines.pending,
-                    "limits.max_pending_bytes is reached: increments of further keys are refused \
-                     until the store takes what is pending",
+                    "limits.max_pending_bytes is reached: increments that need a further record are \
+                     refused until the store takes what is pending",
                 ),
                 Answer::Record(RecordError::Disk) => (
                     &mut lines.disk,
-                    "the journal cannot grow, the disk may be full: increments of further keys are \
-                     refused",
+                    "the journal cannot grow, the disk may be full: increments that need a further \
+                     record are refused",
                 ),
                 _ => continue,
             };

@@ -6,6 +6,7 @@
 //! segments/0000000000000042.seg
 //! rejected.jsonl            see `rejected`
 //! damaged/                  copies of what recovery could not read; never deleted
+//! reserve/                  see `reserve`
 //! ```
 //!
 //! Invariants:
@@ -15,7 +16,8 @@
 //! 3. Nothing that cannot be read is deleted: it is moved or copied to `damaged/`.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -23,8 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use super::examine::{ExamineError, Examined, Expected, examine};
 use super::format::{Header, HeaderError, RECORDS_AT};
+use super::place::Place;
 use super::plan::{Circumstances, Fate, Found, plan};
 use super::power::Boot;
+use super::reserve::{Purpose, RESERVE_BYTES, Reserve};
 use super::segment::{Sealed, SealedParts, Writer, map_read};
 use crate::fail_point::fail_point;
 use crate::private::{self, Narrowed};
@@ -95,14 +99,15 @@ pub enum JournalError {
 impl JournalError {
     /// Whether room on the disk, or in a quota, would mend it.
     pub fn is_disk_full(&self) -> bool {
-        let Self::Io { source, .. } = self else {
-            return false;
-        };
-        matches!(
-            source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        )
+        matches!(self, Self::Io { source, .. } if is_disk_full(source))
     }
+}
+
+fn is_disk_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,6 +138,7 @@ pub struct Directory {
     /// Every batch number that a former process may have used is at most this.
     numbered: u64,
     batch_keys: u32,
+    reserve: Reserve,
     _lock: File,
 }
 
@@ -148,11 +154,22 @@ pub struct Recovery {
     pub damage: Vec<String>,
     /// What other users could read until now.
     pub narrowed: Narrowed,
+    /// Why the open segment has no room for records yet, if so: the disk is full.
+    pub cramped: Option<JournalError>,
+}
+
+/// A segment without a record, which only carries the batch number on.
+struct Unneeded {
+    path: PathBuf,
+    header: Header,
 }
 
 impl Directory {
     /// Locks the directory, making it if it is not there, recovers its segments and opens a new one
     /// with room for `bytes_max` bytes of records, less what is pending already.
+    ///
+    /// On a full disk the last one goes on if it is empty; else the new one begins without room, from
+    /// the reserve: what is pending leaves the disk only if the daemon starts.
     ///
     /// # Errors
     /// See [`JournalError`]; what was acknowledged is left as it was.
@@ -202,9 +219,10 @@ impl Directory {
             next_segment: 1,
             numbered: 0,
             batch_keys,
+            reserve: Reserve::of(path),
             _lock: lock,
         };
-        let (mut recovery, unneeded) = directory.recover(&last)?;
+        let (mut recovery, mut unneeded) = directory.recover(&last)?;
         recovery.narrowed = narrowed;
         directory.numbered = recovery.next_batch - 1;
         fail_point("recover.adopted");
@@ -215,21 +233,47 @@ impl Directory {
         let pending = recovery.segments.iter();
         let pending = pending.filter(|segment| segment.last_batch() > recovery.applied);
         let pending: usize = pending.map(Sealed::bytes).sum();
-        let mut open = directory.create_segment(bytes_max.saturating_sub(pending))?;
+        let bytes_max = bytes_max.saturating_sub(pending);
+        let mut open = match directory.create_segment(bytes_max) {
+            Err(full) if full.is_disk_full() => {
+                let cramped = match directory.reuse_last(&mut unneeded, bytes_max)? {
+                    Some(last) => Some(last),
+                    None => directory.create_cramped(bytes_max)?,
+                };
+                let Some(cramped) = cramped else {
+                    return Err(full);
+                };
+                if cramped.is_cramped() {
+                    recovery.cramped = Some(full);
+                }
+                cramped
+            }
+            created => created?,
+        };
         fail_point("recover.created");
         open.begin(recovery.next_batch);
         fail_point("recover.begun");
         directory.names().sync()?;
         // Only now: these may have been the last to carry the batch number on.
-        for path in unneeded {
+        for Unneeded { path, .. } in unneeded {
             fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
         }
+        // For the next start; where there is little room, it comes before further records.
+        directory.reserve.fill();
         Ok((directory, recovery, open))
     }
 
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// To ask whether it is still there, from any thread.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn place(&self) -> Result<Place, JournalError> {
+        Place::of(&self.path).map_err(io_error(&self.path, "look at"))
     }
 
     /// Who writes here.
@@ -273,19 +317,73 @@ impl Directory {
     /// # Errors
     /// What the file system says.
     pub fn create_segment(&mut self, bytes_max: usize) -> Result<Writer, JournalError> {
+        let (path, header) = self.next_header();
+        let writer = Writer::create(&path, header, bytes_max)
+            .map_err(io_error(&path, "create and preallocate"))?;
+        self.next_segment += 1;
+        fail_point("segment.created");
+        // What a start on a full disk has used up.
+        self.reserve.fill();
+        Ok(writer)
+    }
+
+    /// Creates the next segment without room for records, from the reserve if there is none at all.
+    /// `None`: the reserve is used up.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn create_cramped(&mut self, bytes_max: usize) -> Result<Option<Writer>, JournalError> {
+        let (path, header) = self.next_header();
+        // What was given up since is for the next start, first of all.
+        self.reserve.fill();
+        let created = || {
+            let given = self.reserve.give(Purpose::Segment, &path)?;
+            let reuse = || Writer::reuse(&path, header, bytes_max);
+            given.then(reuse).transpose()
+        };
+        let writer = created().map_err(io_error(&path, "create"))?;
+        self.next_segment += u64::from(writer.is_some());
+        self.reserve.fill();
+        Ok(writer)
+    }
+
+    /// The next segment, in memory and without room for records, where the directory is gone: it lets
+    /// the open one be sealed and flushed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn create_nowhere(&mut self, bytes_max: usize) -> Result<Writer, JournalError> {
+        let (path, header) = self.next_header();
+        let writer = Writer::nowhere(&path, header, bytes_max)
+            .map_err(io_error(&path, "create in memory"))?;
+        self.next_segment += 1;
+        Ok(writer)
+    }
+
+    /// Takes up the last segment if a former process left it without a record: nobody has heard of it.
+    fn reuse_last(
+        &mut self,
+        unneeded: &mut Vec<Unneeded>,
+        bytes_max: usize,
+    ) -> Result<Option<Writer>, JournalError> {
+        let is_last = |last: &mut Unneeded| last.header.number + 1 == self.next_segment;
+        let Some(last) = unneeded.pop_if(is_last) else {
+            return Ok(None);
+        };
+        Writer::reuse(&last.path, last.header, bytes_max)
+            .map(Some)
+            .map_err(io_error(&last.path, "take up"))
+    }
+
+    fn next_header(&self) -> (PathBuf, Header) {
         let number = self.next_segment;
-        let path = segment_path(&self.path, number);
         let header = Header {
             node: self.identity.node,
             number,
             batch_keys: self.batch_keys,
             created_ms: unix_ms(),
         };
-        let writer = Writer::create(path.clone(), header, bytes_max)
-            .map_err(io_error(&path, "create and preallocate"))?;
-        self.next_segment += 1;
-        fail_point("segment.created");
-        Ok(writer)
+        (segment_path(&self.path, number), header)
     }
 
     /// To make the names of new segments durable, from any thread.
@@ -293,7 +391,7 @@ impl Directory {
         Names(self.path.join("segments"))
     }
 
-    fn recover(&mut self, before: &Boot) -> Result<(Recovery, Vec<PathBuf>), JournalError> {
+    fn recover(&mut self, before: &Boot) -> Result<(Recovery, Vec<Unneeded>), JournalError> {
         let node = self.identity.node;
         let files = segment_files(&self.path)?;
         // A number that is in damaged/ is never given again: it salts the checks.
@@ -336,6 +434,7 @@ impl Directory {
             applied: plan.applied,
             damage: Vec::new(),
             narrowed: Narrowed::default(),
+            cramped: None,
         };
         let mut unneeded = Vec::new();
         for ((found, fate), (_, path)) in found.into_iter().zip(plan.fates).zip(files) {
@@ -354,7 +453,12 @@ impl Directory {
                 (Fate::Remove, Err(ExamineError::Blank)) => {
                     fs::remove_file(&path).map_err(io_error(&path, "remove"))?;
                 }
-                _ => unneeded.push(path),
+                (_, Ok(found)) => unneeded.push(Unneeded {
+                    path,
+                    header: found.header,
+                }),
+                // Refused before.
+                (_, Err(_)) => {}
             }
         }
         if plan.numbers_lost {
@@ -425,18 +529,33 @@ impl Directory {
         .map_err(io::Error::from)
         .map_err(io_error(&path, "encode"))?;
         let write = || {
-            let mut file = private::options()
+            // Not truncated before, because the reserve's pages are to be written over.
+            let file = private::options()
                 .write(true)
                 .create(true)
-                .truncate(true)
+                .truncate(false)
                 .open(&new)?;
-            file.write_all(&text)?;
+            file.write_all_at(&text, 0)?;
+            file.set_len(text.len() as u64)?;
             file.sync_all()?;
             fail_point("node.written");
             fs::rename(&new, &path)?;
             sync_dir(&self.path)
         };
-        write().map_err(io_error(&path, "write"))
+        let written = match write() {
+            Err(full)
+                if is_disk_full(&full)
+                    && text.len() <= RESERVE_BYTES
+                    && self.reserve.give(Purpose::Node, &new).unwrap_or(false) =>
+            {
+                let written = write();
+                // The old file's page is free now.
+                self.reserve.fill();
+                written
+            }
+            written => written,
+        };
+        written.map_err(io_error(&path, "write"))
     }
 }
 

@@ -10,19 +10,24 @@
 //! - [`plan`]: what recovery does with each file
 //! - [`power`]: whether the youngest writes may be missing
 //! - [`directory`]: the state directory: lock, node id, recovery
+//! - [`reserve`]: room for a start on a full disk
+//! - [`place`]: whether the directory is still there
 //! - [`rejected`]: deltas that the store refused for good
 
 pub mod directory;
 pub mod examine;
 pub mod format;
+pub mod place;
 pub mod plan;
 pub mod power;
 pub mod rejected;
+mod reserve;
 pub mod segment;
 mod store16;
 
 pub use directory::{Directory, JournalError, Names, Recovery};
-pub use segment::{Sealed, SyncHandle, Writer};
+pub use place::Place;
+pub use segment::{Sealed, Stuck, SyncHandle, Writer};
 
 #[cfg(test)]
 mod tests;

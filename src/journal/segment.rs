@@ -15,10 +15,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use memmap2::{Mmap, MmapMut, MmapOptions, RemapOptions};
-use rustix::fs::{FallocateFlags, fallocate, fdatasync, ftruncate};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fdatasync, ftruncate, memfd_create};
 use rustix::io::retry_on_intr;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -55,6 +55,35 @@ pub struct Writer {
     batch_starts: Vec<u32>,
     /// Of a segment taken up again: what its `applied` cell told.
     applied: u64,
+    stuck: Stuck,
+}
+
+/// Whether a segment could not grow when it last had to; one that began without room counts as such.
+#[derive(Debug, Clone)]
+pub struct Stuck(Arc<AtomicU8>);
+
+const GROWS: u8 = 0;
+const HAS_RECORDS: u8 = 1;
+const IS_EMPTY: u8 = 2;
+
+impl Stuck {
+    fn new(state: u8) -> Self {
+        Self(Arc::new(AtomicU8::new(state)))
+    }
+
+    /// Whether it is so.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != GROWS
+    }
+
+    /// Whether it is so, and it has no record that could be flushed.
+    pub fn is_empty(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == IS_EMPTY
+    }
+
+    fn set(&self, state: u8) {
+        self.0.store(state, Ordering::Relaxed);
+    }
 }
 
 impl Writer {
@@ -62,39 +91,82 @@ impl Writer {
     ///
     /// # Errors
     /// What the file system says; a partial file is removed again.
-    pub fn create(path: PathBuf, header: Header, bytes_max: usize) -> io::Result<Self> {
+    pub fn create(path: &Path, header: Header, bytes_max: usize) -> io::Result<Self> {
         let file = private::options()
             .read(true)
             .write(true)
             .create_new(true)
-            .open(&path)?;
-        let made = (|| {
-            preallocate(&file, BYTES_INITIAL)?;
-            map_mut(&file, BYTES_INITIAL)
-        })();
-        match made {
-            Ok(mut map) => {
-                map[..HEADER_BYTES].copy_from_slice(&header.encode());
-                Ok(Writer {
-                    file: Arc::new(file),
-                    path,
-                    map,
-                    header,
-                    salt: header.salt(),
-                    first_batch: 0,
-                    end: RECORDS_AT,
-                    bytes_max,
-                    records: 0,
-                    batch_starts: Vec::new(),
-                    applied: 0,
-                })
-            }
-            Err(error) => {
-                // What could not be preallocated holds nothing yet.
-                let _ = std::fs::remove_file(&path);
-                Err(error)
-            }
-        }
+            .open(path)?;
+        Self::with_room(file, path, header, bytes_max, BYTES_INITIAL).inspect_err(|_| {
+            // What could not be preallocated holds nothing yet.
+            let _ = std::fs::remove_file(path);
+        })
+    }
+
+    /// Makes a segment of a file that has room for a header and holds no record. Where it has no room
+    /// for more, it takes its first record when it can grow.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn reuse(path: &Path, header: Header, bytes_max: usize) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).open(path)?;
+        let bytes = (file.metadata()?.len() as usize).max(RECORDS_AT);
+        Self::with_room(
+            file,
+            path,
+            header,
+            bytes_max,
+            bytes.next_multiple_of(RECORDS_AT),
+        )
+    }
+
+    /// Makes a segment without a file: it takes no record.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn nowhere(path: &Path, header: Header, bytes_max: usize) -> io::Result<Self> {
+        let file = File::from(memfd_create("tallyd", MemfdFlags::CLOEXEC)?);
+        Self::with_room(file, path, header, bytes_max, RECORDS_AT)
+    }
+
+    fn with_room(
+        file: File,
+        path: &Path,
+        header: Header,
+        bytes_max: usize,
+        bytes: usize,
+    ) -> io::Result<Self> {
+        preallocate(&file, bytes)?;
+        let mut map = map_mut(&file, bytes)?;
+        map[..HEADER_BYTES].copy_from_slice(&header.encode());
+        Ok(Writer {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            map,
+            header,
+            salt: header.salt(),
+            first_batch: 0,
+            end: RECORDS_AT,
+            bytes_max,
+            records: 0,
+            batch_starts: Vec::new(),
+            applied: 0,
+            stuck: Stuck::new(if bytes < BYTES_INITIAL {
+                IS_EMPTY
+            } else {
+                GROWS
+            }),
+        })
+    }
+
+    /// Whether it has less room than a new segment is to have.
+    pub fn is_cramped(&self) -> bool {
+        self.map.len() < BYTES_INITIAL
+    }
+
+    /// Tells other threads whether it can grow.
+    pub fn stuck(&self) -> Stuck {
+        self.stuck.clone()
     }
 
     /// Makes room for so many bytes of records before they come, with the pages already there: what
@@ -132,6 +204,7 @@ impl Writer {
             records: parts.records,
             batch_starts: parts.batch_starts,
             applied: parts.applied,
+            stuck: Stuck::new(GROWS),
         };
         writer.map[..HEADER_BYTES].copy_from_slice(&parts.header.encode());
         if parts.applied >= parts.first_batch {
@@ -229,7 +302,13 @@ impl Writer {
     #[cold]
     fn grow(&mut self, needed: usize) -> io::Result<()> {
         let bytes = (self.map.len() * 2).max(needed).next_multiple_of(4096);
-        preallocate(&self.file, bytes)?;
+        let room = preallocate(&self.file, bytes);
+        self.stuck.set(match (&room, self.records) {
+            (Ok(()), _) => GROWS,
+            (Err(_), 0) => IS_EMPTY,
+            (Err(_), _) => HAS_RECORDS,
+        });
+        room?;
         // SAFETY: as for `map_mut`. Moved rather than mapped anew, because pages that were touched
         // would each fault again (measured: 4 ns an increment over a million keys).
         #[allow(unsafe_code)]
@@ -452,7 +531,7 @@ impl Sealed {
 
 /// Room for so many bytes, promised by the file system. A process that is stopped for a moment (by a
 /// signal, by a freezer) finds the call interrupted, which is no "no".
-fn preallocate(file: &File, bytes: usize) -> io::Result<()> {
+pub(super) fn preallocate(file: &File, bytes: usize) -> io::Result<()> {
     let promise = || fallocate(file, FallocateFlags::empty(), 0, bytes as u64);
     Ok(retry_on_intr(promise)?)
 }

@@ -20,6 +20,8 @@ mod convergence;
 mod corpus;
 mod crash;
 mod demo;
+mod descriptors;
+mod disk_full;
 mod durable;
 mod exact;
 mod fairness;

@@ -404,6 +404,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
         server: Arc::clone(server),
         identity: directory.identity(),
     };
+    let stuck = writer.stuck();
     let core = Core::new(CoreParts {
         config: IngestConfig {
             key_bytes_max: 1024,
@@ -414,6 +415,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             view_age_max: Duration::from_secs(60),
             sync_always: false,
             connections_max: 1,
+            connections_wanted: 1,
             client_bytes_max: MIB,
             transaction_bytes_max: MIB,
             channel: String::new(),
@@ -442,6 +444,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             directory,
             segments: recovery.segments,
             applied: recovery.applied,
+            stuck,
             counters: to_counters,
             publisher,
             unannounced: Arc::new(AtomicU64::new(0)),

@@ -4,22 +4,26 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::oneshot;
+use tracing::debug;
 
 use super::super::link::{Closed, ToCounters};
-use super::{DISK_PATIENCE, Durable, Flush, FlushError, Pause, within};
+use super::{DISK_PATIENCE, Durable, Flush, FlushError, Pause, on_disk, within};
 use crate::fail_point::fail_point;
-use crate::journal::{JournalError, Writer};
+use crate::journal::{Directory, JournalError, Writer};
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::time::unix_ms;
 
 impl<S: Store> Flush<S> {
-    /// Closes the epoch if it has records. `false`: no new segment can be had, so it stays open.
-    pub(super) async fn seal(&mut self) -> Result<bool, FlushError> {
+    /// Closes the epoch if it has records. `false`: no new segment can be had, so it stays open; if it
+    /// is `wanted`, one that has no room yet will do.
+    pub(super) async fn seal(&mut self, wanted: bool) -> Result<bool, FlushError> {
         self.synced().await;
-        let Some(next) = self.take_standby().await else {
-            return Ok(false);
+        let Some(next) = self.take_standby(wanted).await else {
+            // Without a record there is nothing to close.
+            return Ok(self.stuck.is_empty());
         };
+        let (next_number, next_stuck) = (next.number(), next.stuck());
         let begin = Instant::now();
         let since = std::mem::replace(&mut self.attempted_ms, unix_ms());
         let (closed, answer) = oneshot::channel();
@@ -31,11 +35,15 @@ impl<S: Store> Flush<S> {
         let writer = match answer.await.map_err(|_| FlushError::Counters)? {
             Closed::Epoch(writer) => writer,
             Closed::Empty(writer) => {
-                self.standby = Some(writer);
+                if writer.number() != next_number {
+                    self.stuck = next_stuck;
+                }
+                self.put_back(writer).await?;
                 self.hot.add_epoch(Instant::now(), std::iter::empty());
                 return Ok(true);
             }
         };
+        self.stuck = next_stuck;
         fail_point("seal.closed");
         let hot = Arc::clone(&self.hot);
         // File I/O waits where it holds up no other stage.
@@ -74,6 +82,19 @@ impl<S: Store> Flush<S> {
         Ok(true)
     }
 
+    /// A segment was not needed: it is the next one, if it has room.
+    async fn put_back(&mut self, writer: Writer) -> Result<(), FlushError> {
+        if !writer.is_cramped() {
+            self.standby = Some(writer);
+            return Ok(());
+        }
+        if let Err(error) = on_disk(&self.health, || writer.discard()) {
+            // It takes one page, and goes at the next start.
+            debug!(%error, "cannot remove an empty segment");
+        }
+        self.budget().await
+    }
+
     /// Waits until the last sealed segment is on the disk.
     pub(super) async fn synced(&mut self) {
         let Some(syncing) = self.syncing.take() else {
@@ -84,38 +105,72 @@ impl<S: Store> Flush<S> {
         }
     }
 
-    pub(super) async fn take_standby(&mut self) -> Option<Writer> {
+    pub(super) async fn take_standby(&mut self, wanted: bool) -> Option<Writer> {
         if let Some(standby) = self.standby.take() {
             return Some(standby);
         }
-        let directory = Arc::clone(&self.directory);
         let bytes_max = self.config.pending_bytes_max;
+        if self.health.gone().is_some() {
+            return self.make_nowhere(bytes_max);
+        }
         let expected = self.expected_bytes;
-        let named = (self.config.durable == Durable::Records).then(|| self.names.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = self.make(move |directory| {
             let mut writer = directory.create_segment(bytes_max)?;
             // Without it the segment grows when it must.
             let _ = writer.expect(expected);
+            Ok(Some(writer))
+        });
+        let error = match made.await {
+            Ok(writer) => return writer,
+            Err(error) => error,
+        };
+        self.complain(&Pause::Own(error.to_string()));
+        if !error.is_disk_full() {
+            return None;
+        }
+        // Room may be had from what is kept only in case.
+        if let Some((_, segment)) = self.retained.pop_front() {
+            self.remove(&segment);
+            return None;
+        }
+        if self.stuck.is_empty() || !(wanted || self.stuck.get()) {
+            return None;
+        }
+        let made = self.make(move |directory| directory.create_cramped(bytes_max));
+        made.await.ok().flatten()
+    }
+
+    /// Only so that what was acknowledged can be flushed: nothing is acknowledged any more.
+    fn make_nowhere(&mut self, bytes_max: usize) -> Option<Writer> {
+        if self.stuck.is_empty() {
+            return None;
+        }
+        let lock = self.directory.lock();
+        let mut directory = lock.unwrap_or_else(PoisonError::into_inner);
+        let made = directory.create_nowhere(bytes_max);
+        drop(directory);
+        made.map_err(|error| self.complain(&Pause::Own(error.to_string())))
+            .ok()
+    }
+
+    /// A segment, made where it holds up no other stage, with a name as durable as it must be.
+    async fn make(
+        &mut self,
+        make: impl FnOnce(&mut Directory) -> Result<Option<Writer>, JournalError> + Send + 'static,
+    ) -> Result<Option<Writer>, JournalError> {
+        let directory = Arc::clone(&self.directory);
+        let named = (self.config.durable == Durable::Records).then(|| self.names.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
+            let made = make(&mut directory)?;
             if let Some(names) = named {
                 names.sync()?;
             }
-            Ok::<_, JournalError>(writer)
+            Ok(made)
         });
-        match within(&self.health, DISK_PATIENCE, made).await {
-            Ok(Ok(writer)) => Some(writer),
-            Ok(Err(error)) => {
-                self.complain(&Pause::Own(error.to_string()));
-                // Room may be had from what is kept only in case.
-                if error.is_disk_full()
-                    && let Some((_, segment)) = self.retained.pop_front()
-                {
-                    self.remove(&segment);
-                }
-                None
-            }
-            Err(_) => None,
-        }
+        // A panic of its own has been told by the hook.
+        let made = within(&self.health, DISK_PATIENCE, made).await;
+        made.unwrap_or(Ok(None))
     }
 
     pub(super) async fn budget(&mut self) -> Result<(), FlushError> {

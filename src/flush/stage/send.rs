@@ -62,7 +62,8 @@ impl<S: Store> Flush<S> {
             return Ok(ControlFlow::Continue(()));
         }
         let must_claim = self.config.exactly_once && self.token != Some(batch - 1);
-        if must_claim && !self.ever_claimed {
+        // Where the directory is gone, nobody will read the note.
+        if must_claim && !self.ever_claimed && self.health.gone().is_none() {
             if let Err(error) = self.note_server() {
                 return Ok(ControlFlow::Break(Pause::Own(error.to_string())));
             }
@@ -127,6 +128,7 @@ impl<S: Store> Flush<S> {
                 self.recovered();
                 if self.config.exactly_once
                     && !self.server_is_noted
+                    && self.health.gone().is_none()
                     && let Err(error) = self.note_server()
                     && let Some(told) = self.lines.files.again()
                 {

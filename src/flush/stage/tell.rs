@@ -55,9 +55,12 @@ impl<S: Store> Flush<S> {
         match self.lines.trouble.again() {
             None => {}
             Some(told) if told.first => {
-                warn!(
-                    "cannot flush: {reason}; increments are taken and kept in the journal meanwhile"
-                );
+                let meanwhile = if self.stuck.get() {
+                    "increments are refused until there is room"
+                } else {
+                    "increments are taken and kept in the journal meanwhile"
+                };
+                warn!("cannot flush: {reason}; {meanwhile}");
             }
             Some(told) => warn!(
                 tries = told.count,

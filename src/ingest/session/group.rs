@@ -86,11 +86,24 @@ impl Session {
     fn apply_group(&mut self, core: &Core, input: &[u8]) -> bool {
         if core.durable.failure().is_some() {
             for op in &mut self.ops {
-                op.answer = Answer::Record(RecordError::Disk);
+                op.answer = Answer::Record(RecordError::Unsynced);
             }
             return false;
         }
-        core.apply(input, &mut self.ops);
+        if core.gone.get().is_some() {
+            for run in self.ops.chunk_by_mut(|a, b| a.kind == b.kind) {
+                match run.first().map(|op| op.kind) {
+                    Some(Kind::Add) => {
+                        for op in run {
+                            op.answer = Answer::Record(RecordError::Gone);
+                        }
+                    }
+                    _ => core.apply(input, run),
+                }
+            }
+        } else {
+            core.apply(input, &mut self.ops);
+        }
         let mut waiting = 0;
         let mut bad = false;
         for (index, op) in self.ops.iter().enumerate() {
@@ -224,10 +237,10 @@ impl Session {
         }
         if self.pieces.is_empty() {
             for op in self.ops.iter().filter(|op| !op.quiet) {
-                answer(op, self.version, out);
+                answer(core, op, self.version, out);
             }
         } else {
-            self.answer_pieces(out);
+            self.answer_pieces(core, out);
         }
         if errors > 0 {
             core.notices.refused(&self.ops);
@@ -257,7 +270,7 @@ impl Session {
         }
     }
 
-    fn answer_pieces(&self, out: &mut Out) {
+    fn answer_pieces(&self, core: &Core, out: &mut Out) {
         let mut pieces = self.pieces.iter().peekable();
         let mut at = 0;
         loop {
@@ -279,7 +292,7 @@ impl Session {
                         for op in &self.ops[at..at + keys] {
                             match op.answer {
                                 Answer::Bad(_) => encode::null(out, self.version),
-                                _ => answer(op, self.version, out),
+                                _ => answer(core, op, self.version, out),
                             }
                         }
                         at += keys;
@@ -293,7 +306,7 @@ impl Session {
             }
             let Some(op) = self.ops.get(at) else { return };
             if !op.quiet {
-                answer(op, self.version, out);
+                answer(core, op, self.version, out);
             }
             at += 1;
         }
@@ -328,7 +341,7 @@ fn exists(op: &Op) -> bool {
 }
 
 #[inline]
-fn answer(op: &Op, version: Version, out: &mut Out) {
+fn answer(core: &Core, op: &Op, version: Version, out: &mut Out) {
     match (op.kind, op.answer) {
         (Kind::Add, Answer::Value(value) | Answer::Cold(value)) => encode::integer(out, value),
         (Kind::Get, Answer::Value(value) | Answer::Cold(value)) => encode::bulk_integer(out, value),
@@ -341,6 +354,12 @@ fn answer(op: &Op, version: Version, out: &mut Out) {
         }
         (_, Answer::Unloaded) => encode::error(out, UNLOADED),
         (_, Answer::Overflow) => encode::error(out, KeyError::Overflow.to_string()),
-        (_, Answer::Record(error)) => encode::error(out, error.to_string()),
+        (_, Answer::Record(error)) => encode::error(
+            out,
+            match (error, core.gone.get()) {
+                (RecordError::Gone, Some(gone)) => format!("ERR {gone}"),
+                _ => error.to_string(),
+            },
+        ),
     }
 }

@@ -266,13 +266,6 @@ impl Daemon {
         self.child = Some(child);
     }
 
-    /// Starts it again though it is expected to give up by itself: its exit code.
-    #[track_caller]
-    pub fn restart_to_exit(&mut self) -> Option<i32> {
-        self.spawn();
-        self.wait_exit().code()
-    }
-
     #[track_caller]
     fn wait_ready(&mut self) {
         let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! A disk that can be full.
+//! A disk of the test's own, small enough to be filled.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,6 +8,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// A small file system of its own.
+#[derive(Debug)]
 pub struct Disk {
     dir: TempDir,
 }
@@ -27,16 +28,18 @@ impl Disk {
         None
     }
 
-    /// A directory on it, for a daemon.
+    /// A place for a state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.dir.path().join("state")
     }
 
-    fn filler(&self) -> PathBuf {
+    #[track_caller]
+    pub fn filler(&self) -> PathBuf {
         self.dir.path().join("filler")
     }
 
     /// Takes all the room that is left.
+    #[track_caller]
     pub fn fill(&self) {
         let mut file = File::options()
             .create(true)
@@ -49,7 +52,8 @@ impl Disk {
         }
     }
 
-    /// Makes room again.
+    /// Gives back what [`fill`](Self::fill) took.
+    #[track_caller]
     pub fn free(&self) {
         std::fs::remove_file(self.filler()).unwrap();
     }

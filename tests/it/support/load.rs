@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use super::resp::{Client, Value, encode};
+use super::resp::{Client, Value, encode, encode_into};
 use super::wait_until;
 
 /// What one client did.
@@ -134,4 +134,34 @@ impl Worker {
         }
         counted
     }
+}
+
+/// Increments `{name}:{n}` once each, many at a time: how many were taken before the first refusal,
+/// and how that was worded. After it all must be refused.
+#[track_caller]
+pub fn fill(client: &mut Client, name: &str, keys: usize) -> (usize, Option<String>) {
+    let mut taken = 0;
+    let mut refusal = None;
+    for from in (0..keys).step_by(500) {
+        let mut bytes = Vec::new();
+        let to = (from + 500).min(keys);
+        for n in from..to {
+            encode_into(&mut bytes, &["INCR", &format!("{name}:{n}")]);
+        }
+        client.send_raw(&bytes).unwrap();
+        for n in from..to {
+            match client.read().unwrap() {
+                Value::Integer(_) => {
+                    assert_eq!(refusal, None, "{name}:{n} was taken after a refusal");
+                    taken += 1;
+                }
+                Value::Error(text) => refusal = Some(text),
+                other => panic!("{other:?}"),
+            }
+        }
+        if refusal.is_some() {
+            break;
+        }
+    }
+    (taken, refusal)
 }
