@@ -113,10 +113,10 @@ mod tests {
     #[test]
     fn clients_get_what_the_daemon_and_the_admin_server_leave() {
         let own = 8 + OWN;
-        assert_eq!(clients(65_536, 10_000, true), (10_000, 64));
+        assert_eq!(clients(65_536, 10_000, true), (10_000, 80));
         assert_eq!(clients(usize::MAX, 10_000, false), (10_000, 0));
-        assert_eq!(clients(own + 10_064, 10_000, true), (10_000, 64));
-        assert_eq!(clients(own + 10_010, 10_000, true), (9_946, 64));
+        assert_eq!(clients(own + 10_080, 10_000, true), (10_000, 80));
+        assert_eq!(clients(own + 10_010, 10_000, true), (9_930, 80));
         assert_eq!(clients(own + 16, 10_000, true), (12, 4));
         assert_eq!(clients(own + 16, 14, true), (12, 4));
         assert_eq!(clients(own + 16, 10, true), (10, 6));
