@@ -9,6 +9,7 @@
 //! | absent, clock lower than known | the store was emptied or lost its data | by the server: replay, or only go on |
 //! | absent on another server, and this node is young | the fail-over lost its first batches | replay |
 //! | absent, clock as known or higher | the token alone was deleted or evicted | go on, but never resend what may be in |
+//! | any, and the store is another one | `store.url` was changed | go on there with what is pending, replay nothing |
 //! | of an unknown run, higher than anything sealed, or of a former run and a batch of this one | another daemon has this node's id | stop |
 //!
 //! The clock alone does not tell a lost token from lost batches: after a fail-over other nodes move
@@ -40,6 +41,8 @@ pub struct Known<'a> {
     /// The server as last seen by this process; before that, the one that is known to have had the
     /// token, or was to get the first one.
     pub server: Option<&'a str>,
+    /// The store that has, or is to get, what was applied.
+    pub store: Option<&'a str>,
     /// The highest clock that this process has seen.
     pub clock: u64,
     /// Whether every batch of this node, from the first on, is still in the journal.
@@ -60,12 +63,22 @@ pub enum Verdict {
     /// The store was emptied on purpose (the same server, without its clock): what was applied is
     /// gone with everything else and is not brought back.
     Emptied,
+    /// It is another store: what is pending goes there, and nothing that was applied is sent again.
+    Elsewhere,
     /// Another daemon writes with this node's id.
     Conflict(String),
 }
 
 /// Decides.
 pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
+    // A token there is one of an earlier stay. Whatever else it is, the rules below tell.
+    let is_earlier = standing
+        .token
+        .is_none_or(|token| known.runs.contains(&token.run) && token.batch <= known.applied);
+    let is_other = standing.store.as_ref();
+    if is_earlier && is_other.is_some_and(|store| store.is_other(known.store)) {
+        return Verdict::Elsewhere;
+    }
     let Some(token) = standing.token else {
         // Also where a first signature did not arrive.
         let nothing_sent = known.applied == 0 && !known.uncertain;
@@ -135,6 +148,7 @@ mod tests {
             claimed: true,
             ever_claimed: true,
             server: Some("a"),
+            store: None,
             clock: 100,
             whole: false,
         }
@@ -145,6 +159,7 @@ mod tests {
             token: token.map(|(batch, run)| Token { batch, run }),
             clock,
             server: server.to_owned(),
+            store: None,
             warnings: Vec::new(),
         }
     }

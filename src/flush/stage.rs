@@ -201,6 +201,8 @@ pub struct Flush<S: Store> {
     numbered: u64,
     /// As last seen, by a former process if this one has not seen it.
     server: Option<String>,
+    /// The store that has what was applied.
+    store_id: Option<String>,
     /// Whether the directory tells this server.
     server_is_noted: bool,
     clock: u64,
@@ -247,6 +249,7 @@ impl<S: Store> Flush<S> {
     pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
         let identity = parts.directory.identity();
         let server = parts.directory.server().map(str::to_owned);
+        let store_id = parts.directory.store().map(str::to_owned);
         Flush {
             config,
             store: parts.store,
@@ -287,6 +290,7 @@ impl<S: Store> Flush<S> {
             applied: parts.applied,
             claimed: false,
             server,
+            store_id,
             server_is_noted: false,
             clock: 0,
             done: HashMap::new(),

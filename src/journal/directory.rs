@@ -121,6 +121,9 @@ struct NodeFile {
     /// The server that has it, or was to get the first one.
     #[serde(default)]
     server: Option<String>,
+    /// Which store that is.
+    #[serde(default)]
+    store: Option<String>,
     /// When the last run was at work.
     #[serde(default)]
     last: Boot,
@@ -133,6 +136,7 @@ pub struct Directory {
     runs: Vec<RunId>,
     ever_claimed: bool,
     server: Option<String>,
+    store: Option<String>,
     boot: Boot,
     next_segment: u64,
     /// Every batch number that a former process may have used is at most this.
@@ -189,6 +193,7 @@ impl Directory {
                 runs: Vec::new(),
                 claimed: false,
                 server: None,
+                store: None,
                 last: Boot::default(),
             },
             // A new id would make orphans of them.
@@ -204,6 +209,7 @@ impl Directory {
             mut runs,
             claimed,
             server,
+            store,
             last,
         } = known;
         let run = RunId(random() as u64);
@@ -215,6 +221,7 @@ impl Directory {
             runs,
             ever_claimed: claimed,
             server,
+            store,
             boot: Boot::now(),
             next_segment: 1,
             numbered: 0,
@@ -296,6 +303,11 @@ impl Directory {
         self.server.as_deref()
     }
 
+    /// The store that has what was applied, if that is known.
+    pub fn store(&self) -> Option<&str> {
+        self.store.as_deref()
+    }
+
     /// Every batch number that a former process may have used is at most this.
     pub fn numbered(&self) -> u64 {
         self.numbered
@@ -309,6 +321,20 @@ impl Directory {
     pub fn note_server(&mut self, server: &str) -> Result<(), JournalError> {
         self.ever_claimed = true;
         self.server = Some(server.to_owned());
+        self.write_node()
+    }
+
+    /// Notes, durably, which store gets what is flushed from now on. If it is not the one that was known,
+    /// this node's token is not there yet.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn note_store(&mut self, store: &str) -> Result<(), JournalError> {
+        if self.store.as_deref().is_some_and(|known| known != store) {
+            self.ever_claimed = false;
+            self.server = None;
+        }
+        self.store = Some(store.to_owned());
         self.write_node()
     }
 
@@ -524,6 +550,7 @@ impl Directory {
             runs: self.runs.iter().map(RunId::to_string).collect(),
             claimed: self.ever_claimed,
             server: self.server.clone(),
+            store: self.store.clone(),
             last: self.boot.clone(),
         })
         .map_err(io::Error::from)
@@ -695,6 +722,8 @@ pub struct NodeFacts {
     pub claimed: bool,
     /// The server that has it, or was to get the first one, if that is known.
     pub server: Option<String>,
+    /// Which store that is, if that is known.
+    pub store: Option<String>,
     /// When the last of these runs was at work.
     pub last: Boot,
 }
@@ -736,6 +765,7 @@ pub fn read_node(state_dir: &Path) -> Result<Option<NodeFacts>, JournalError> {
         runs: runs?,
         claimed: file.claimed,
         server: file.server,
+        store: file.store,
         last: file.last,
     }))
 }

@@ -30,7 +30,7 @@ use self::file::{Entries, File};
 use self::reopen::Reopened;
 use super::{
     Claim, Delta, Identity, Lane, Outcome, READ_KEYS_MAX, Reading, Refusal, Silence, Standing,
-    Store, StoreError, Token, clock_key, token_key,
+    Store, StoreError, StoreId, Token, clock_key, token_key,
 };
 
 /// A store in one file.
@@ -54,6 +54,7 @@ impl EmbeddedStore {
 
     fn standing(&self, entries: Entries) -> Result<Standing, StoreError> {
         let token_key = token_key(self.identity.node);
+        let is_empty = entries.clock.is_none();
         Ok(Standing {
             token: entries
                 .token
@@ -64,6 +65,10 @@ impl EmbeddedStore {
                 .clock
                 .map_or(Ok(0), |text| text.parse())
                 .map_err(|_| protocol(&self.file, format!("key {} holds no clock", clock_key())))?,
+            store: Some(StoreId {
+                id: format!("embedded:{}", entries.id),
+                is_new: is_empty,
+            }),
             server: entries.id,
             warnings: Vec::new(),
         })

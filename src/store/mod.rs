@@ -28,6 +28,11 @@ pub fn token_key(node: NodeId) -> String {
     format!("tallyd:token:{node}")
 }
 
+/// The key that tells one store from another: a random id, made by whoever comes first.
+pub fn store_key() -> &'static str {
+    "tallyd:store"
+}
+
 /// A signed amount for one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delta<'a> {
@@ -124,8 +129,29 @@ pub struct Standing {
     /// Changes when the server process, or the history it holds, is another one
     /// (Redis: `run_id` and `master_replid`).
     pub server: String,
+    /// Which store it is; `None`: it does not tell (at-least-once delivery).
+    pub store: Option<StoreId>,
     /// What an operator should hear once (an eviction policy that may drop the token ...).
     pub warnings: Vec<String>,
+}
+
+/// Which store it is, whatever its address and its process are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreId {
+    /// `"redis:<id>"` or `"embedded:<id>"`.
+    pub id: String,
+    /// Whether nothing was ever written to it: then it may be one that has lost its data.
+    pub is_new: bool,
+}
+
+impl StoreId {
+    /// Whether this is another store than the one that is known, and not the same without its data.
+    pub fn is_other(&self, known: Option<&str>) -> bool {
+        let kind = |id: &str| id.split(':').next().map(str::to_owned);
+        known.is_some_and(|known| {
+            known != self.id && (!self.is_new || kind(known) != kind(&self.id))
+        })
+    }
 }
 
 /// Values read in one moment.
@@ -259,6 +285,10 @@ pub trait Store: Send + Sync + 'static {
     type Lane: Lane;
     /// Its subscription to the channel of deltas.
     type Feed: Feed;
+
+    /// The store that this node knows ([`StoreId::id`]): one that has lost its data gets this id again, so
+    /// that the other nodes know it, too.
+    fn remember(&self, _id: &str) {}
 
     /// Opens a new connection that nothing else uses, makes sure that exactly-once is possible on
     /// it, watches the token and reads it.

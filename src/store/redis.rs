@@ -29,7 +29,7 @@ mod stream;
 mod tls;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::redis::ConnectionInfo;
@@ -109,6 +109,8 @@ impl fmt::Debug for RedisConfig {
 pub struct RedisStore {
     config: Arc<RedisConfig>,
     identity: Identity,
+    /// Given to a server that has none.
+    id: Mutex<String>,
     connector: Arc<Connector>,
     peer: Peer,
     reads: Pool,
@@ -137,6 +139,7 @@ impl RedisStore {
             config,
             peer,
             identity,
+            id: Mutex::new(new_id()),
         }
     }
 
@@ -154,8 +157,20 @@ impl Store for RedisStore {
     type Lane = RedisLane;
     type Feed = RedisFeed;
 
+    fn remember(&self, id: &str) {
+        // One of another kind is none for a server.
+        if let Some(id) = id.strip_prefix("redis:") {
+            id.clone_into(&mut self.id.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
     async fn connect(&self) -> Result<(RedisLane, Standing), StoreError> {
-        RedisLane::open(self.wire().await?, &self.config, self.identity).await
+        let id = self
+            .id
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        RedisLane::open(self.wire().await?, &self.config, self.identity, &id).await
     }
 
     async fn read(&self, keys: &[Bytes]) -> Result<Reading, StoreError> {
@@ -176,6 +191,12 @@ impl Store for RedisStore {
     async fn subscribe(&self) -> Result<RedisFeed, StoreError> {
         RedisFeed::open(self.wire().await?, &self.config).await
     }
+}
+
+fn new_id() -> String {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the system has a source of randomness");
+    format!("{:032x}", u128::from_le_bytes(bytes))
 }
 
 /// For the fuzzer alone.

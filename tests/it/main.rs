@@ -47,6 +47,7 @@ mod store_down;
 mod store_embedded;
 mod store_faults;
 mod store_full_disk;
+mod store_identity;
 mod store_redis;
 mod store_redis_faults;
 mod store_support;

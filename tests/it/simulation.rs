@@ -188,6 +188,7 @@ impl Store for SimStore {
             token,
             clock: server.data.clock,
             server: format!("server {}", server.generation),
+            store: None,
             warnings: Vec::new(),
         };
         let (generation, watched) = (server.generation, server.token_version);

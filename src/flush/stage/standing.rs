@@ -1,23 +1,27 @@
 //! A new connection to the store: what its token tells, and what follows from that.
 
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::super::link::{Settled, ToCounters};
 use super::super::resolve::{Known, Verdict, resolve};
 use super::send::is_rejected;
-use super::{Flush, FlushError, Pause, READ_KEYS_MAX, within};
+use super::{Flush, FlushError, Pause, READ_KEYS_MAX, on_disk, within};
 use crate::counters::Sent;
+use crate::journal::{JournalError, Sealed};
 use crate::store::{Claim, Delta, KeyError, Lane, Store};
 use crate::time::unix_ms;
 
 impl<S: Store> Flush<S> {
     /// A new lane, and what its token tells.
     pub(super) async fn connect(&mut self) -> Result<Result<(), Pause>, FlushError> {
+        if let Some(id) = &self.store_id {
+            self.store.remember(id);
+        }
         let connecting = self.store.connect();
         let connected = within(&self.health, Self::STORE_PATIENCE, connecting).await;
         let (lane, standing) = match connected {
@@ -47,6 +51,7 @@ impl<S: Store> Flush<S> {
                 claimed: self.claimed,
                 ever_claimed: self.ever_claimed,
                 server: self.server.as_deref(),
+                store: self.store_id.as_deref(),
                 clock: self.clock,
                 whole: self.is_whole(),
             };
@@ -59,8 +64,13 @@ impl<S: Store> Flush<S> {
                 ))));
             }
             self.stats.store_conflict.set(0);
-            if let Err(pause) = self.act(verdict, &standing.server).await? {
+            let store = standing.store.as_ref().map(|store| &*store.id);
+            if let Err(pause) = self.act(verdict, &standing.server, store).await? {
                 return Ok(Err(pause));
+            }
+            // Before anything is sent there.
+            if let Err(error) = self.note_store(store) {
+                return Ok(Err(Pause::Own(error.to_string())));
             }
             if standing.token.is_some_and(|token| token.run == self.run) {
                 self.token = standing.token.map(|token| token.batch);
@@ -88,6 +98,7 @@ impl<S: Store> Flush<S> {
         &mut self,
         verdict: Verdict,
         server: &str,
+        store: Option<&str>,
     ) -> Result<Result<(), Pause>, FlushError> {
         match verdict {
             Verdict::Continue | Verdict::Conflict(_) => {}
@@ -110,6 +121,7 @@ impl<S: Store> Flush<S> {
                 }
             }
             Verdict::RolledBack(to) => self.roll_back(to, server).await?,
+            Verdict::Elsewhere => self.move_to(store.unwrap_or_default()).await?,
             Verdict::Emptied => {
                 warn!(
                     "the store was emptied: counters begin anew with what is pending; batches up \
@@ -268,6 +280,48 @@ impl<S: Store> Flush<S> {
             }
         }
         self.gauge();
+        Ok(())
+    }
+
+    /// This is another store: nothing of what the former one has is sent there.
+    async fn move_to(&mut self, store: &str) -> Result<(), FlushError> {
+        let left = self.store_id.as_deref().unwrap_or_default();
+        info!(
+            "this is another store ({store}) than the one that was flushed to before ({left}): what is \
+             pending goes to it, nothing is sent again"
+        );
+        self.sending.set(Sent::ANY);
+        self.uncertain = false;
+        self.claimed = false;
+        self.ever_claimed = false;
+        self.server_is_noted = false;
+        self.clock = 0;
+        let retained = self.retained.drain(..).map(|(_, segment)| segment);
+        let mut done: Vec<Arc<Sealed>> = retained.collect();
+        while let Some(segment) = self.queue.front()
+            && segment.last_batch() <= self.applied
+        {
+            done.extend(self.queue.pop_front());
+        }
+        for segment in &done {
+            self.remove(segment);
+        }
+        self.gauge_retained();
+        // What is known is of the other one.
+        self.tell(ToCounters::ForgetClocks).await?;
+        self.tell(ToCounters::Stale).await
+    }
+
+    /// Notes which store gets what is flushed from now on.
+    fn note_store(&mut self, store: Option<&str>) -> Result<(), JournalError> {
+        if let Some(store) = store
+            && self.store_id.as_deref() != Some(store)
+        {
+            let lock = self.directory.lock();
+            let mut directory = lock.unwrap_or_else(PoisonError::into_inner);
+            on_disk(&self.health, || directory.note_store(store))?;
+            self.store_id = Some(store.to_owned());
+        }
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use super::codec::put_whole;
 use super::exchange::{Encoded, Failure, Wire};
 use super::replies::{Frame, Frames};
 use super::server_error::{code, concerns_all};
-use crate::store::{Standing, StoreError, Token, clock_key};
+use crate::store::{Standing, StoreError, StoreId, Token, clock_key, store_key};
 
 /// A longer token is cut in error messages, in bytes.
 const SHOWN_BYTES_MAX: usize = 64;
@@ -124,6 +124,7 @@ pub(super) async fn open_exactly_once(
     wire: &mut Wire,
     login: &RedisConnectionInfo,
     token_key: &str,
+    store_id: &str,
 ) -> Result<Standing, StoreError> {
     let probe_key = format!("{token_key}:probe");
     let key = token_key.as_bytes();
@@ -136,6 +137,7 @@ pub(super) async fn open_exactly_once(
     // does not (before Redis 6.2), a batch would run without moving its token.
     let set = script.add(&[b"SET", probe_key.as_bytes(), b"0", b"XX", b"GET"]);
     let exec = script.add(&[b"EXEC"]);
+    let store = script.add(&[b"GET", store_key().as_bytes()]);
     let watch = script.add(&[b"WATCH", key]);
     let token = script.add(&[b"GET", key]);
     let clock = script.add(&[b"GET", clock_key().as_bytes()]);
@@ -160,8 +162,13 @@ pub(super) async fn open_exactly_once(
         },
         other => return Err(wire.protocol(format!("the probe's EXEC gave {other:?}"))),
     }
+    let store = match reply(store) {
+        Frame::Nil => name_store(wire, store_id).await?,
+        found => parse_store(wire, found)?,
+    };
     Ok(Standing {
         token: parse_token(wire, token_key, reply(token))?,
+        store: Some(store),
         clock: parse_clock(wire, reply(clock))?,
         server: server_id(reply(server), reply(replication)),
         warnings: eviction_warning(reply(policy)).into_iter().collect(),
@@ -186,6 +193,7 @@ pub(super) async fn open_at_least_once(
         token: None,
         clock: parse_clock(wire, frames.get(clock).unwrap_or(&Frame::Nil))?,
         server: SERVER_UNKNOWN.to_owned(),
+        store: None,
         warnings: Vec::new(),
     })
 }
@@ -255,6 +263,35 @@ fn parse_clock(wire: &Wire, frame: &Frame) -> Result<u64, StoreError> {
         }
         Frame::Error(message) => Err(wire.refused(format!("{message} (GET {key})"))),
         other => Err(wire.protocol(format!("GET {key} gave {other:?}"))),
+    }
+}
+
+/// Gives the store an id, unless somebody else was sooner. Only once all else is well: it writes.
+async fn name_store(wire: &mut Wire, id: &str) -> Result<StoreId, StoreError> {
+    let key = store_key();
+    let mut script = Script::new();
+    let named = script.add(&[b"SET", key.as_bytes(), id.as_bytes(), b"NX"]);
+    let store = script.add(&[b"GET", key.as_bytes()]);
+    let frames = script.run(wire).await?;
+    if let Some(Frame::Error(message)) = frames.get(named) {
+        return Err(wire.refused(format!("{message} (SET {key})")));
+    }
+    parse_store(wire, frames.get(store).unwrap_or(&Frame::Nil))
+}
+
+fn parse_store(wire: &Wire, frame: &Frame) -> Result<StoreId, StoreError> {
+    let key = store_key();
+    let is_id = |value: &[u8]| value.len() == 32 && value.iter().all(u8::is_ascii_hexdigit);
+    match frame {
+        Frame::Bulk(value) if is_id(value) => Ok(StoreId {
+            id: format!("redis:{}", String::from_utf8_lossy(value)),
+            // Who finds none gives it the one that it knows, if any.
+            is_new: false,
+        }),
+        Frame::Error(message) => Err(wire.refused(format!("{message} (GET {key})"))),
+        _ => Err(wire.protocol(format!(
+            "key {key} holds no store id: somebody wrote to it; once it is deleted (DEL), flushing goes on"
+        ))),
     }
 }
 

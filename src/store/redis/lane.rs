@@ -44,12 +44,13 @@ impl RedisLane {
         mut wire: Wire,
         config: &RedisConfig,
         identity: Identity,
+        store_id: &str,
     ) -> Result<(Self, Standing), StoreError> {
         let login = config.info.redis_settings();
         let token_key = token_key(identity.node);
         let standing = match config.delivery {
             Delivery::ExactlyOnce => {
-                handshake::open_exactly_once(&mut wire, login, &token_key).await?
+                handshake::open_exactly_once(&mut wire, login, &token_key, store_id).await?
             }
             Delivery::AtLeastOnce => handshake::open_at_least_once(&mut wire, login).await?,
         };
