@@ -26,8 +26,13 @@ enum By {
 const START: &str = "target/release/tallyd run --store redis://127.0.0.1:6379 \
                      --socket /tmp/tallyd.sock --state-dir /tmp/tallyd";
 
+const CONTAINER: &str = "podman run --detach --name tallyd --hostname web-7 --network host \
+                         --read-only --cap-drop all --stop-timeout 30 \
+                         --volume tallyd-state:/var/lib/tallyd --volume tallyd-socket:/run/tallyd \
+                         --env TALLYD_STORE__URL=redis://127.0.0.1:6379 tallyd:0.1.0";
+
 /// Every line of the README's `sh` blocks, in its order.
-const COMMANDS_RUN: [(&str, By); 12] = [
+const COMMANDS_RUN: [(&str, By); 16] = [
     (
         "cargo run --release -- demo",
         By::Script("tests/run", "cargo run --locked --release --quiet -- demo"),
@@ -59,6 +64,22 @@ const COMMANDS_RUN: [(&str, By); 12] = [
             "tests/machine/probe",
             "redis-cli -s \"$socket\" INCR likes:42",
         ),
+    ),
+    (
+        "tests/container",
+        By::Script("tests/run", "tests/container"),
+    ),
+    (
+        "podman load --input target/container/tallyd.tar",
+        By::Script(
+            "tests/pod/probe",
+            "podman load --input target/container/tallyd.tar",
+        ),
+    ),
+    (CONTAINER, By::Script("tests/pod/probe", CONTAINER)),
+    (
+        "podman stop tallyd",
+        By::Script("tests/pod/probe", "podman stop tallyd"),
     ),
     ("benches/compare", By::Here),
 ];
