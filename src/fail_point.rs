@@ -2,7 +2,8 @@
 //!
 //! Only with the feature `fail-points`, which no release has; otherwise a point is nothing at all.
 //! `TALLYD_FAIL_POINT=name@3` kills at the third passage of `name`; `TALLYD_STICK_POINT=name@3` has
-//! the thread that passes there never come back.
+//! the thread that passes there never come back; `TALLYD_LOSE_POINT=name@3` has what passes there lost, as by
+//! a defect.
 
 /// Dies here if a test asked for it.
 #[cfg(not(feature = "fail-points"))]
@@ -28,6 +29,21 @@ pub fn fail_point(name: &str) {
             std::thread::park();
         }
     }
+}
+
+/// Whether a test asked that what passes here is lost.
+#[cfg(not(feature = "fail-points"))]
+#[inline(always)]
+#[allow(clippy::inline_always)]
+pub fn loses(_name: &str) -> bool {
+    false
+}
+
+/// Whether a test asked that what passes here is lost.
+#[cfg(feature = "fail-points")]
+pub fn loses(name: &str) -> bool {
+    static LOSE: Point = Point::new("TALLYD_LOSE_POINT");
+    LOSE.is_here(name)
 }
 
 /// A passage that a variable names.

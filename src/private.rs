@@ -57,7 +57,12 @@ pub fn narrow(directory: &Path) -> io::Result<Narrowed> {
 }
 
 fn narrow_all_in(directory: &Path, narrowed: &mut Narrowed) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
+    let entries = match fs::read_dir(directory) {
+        // Another user's, such as `lost+found`.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         let metadata = entry.metadata()?;
         if metadata.is_file() || metadata.is_dir() {

@@ -265,7 +265,15 @@ impl Facts {
             ROWS.iter().any(named) || CONTAINED.contains(&name)
         };
         for (number, help, value) in &numbers {
-            if !shown(number) {
+            if number.starts_with("amount_") {
+                // A sum, which may be below zero.
+                gauge(
+                    encoder,
+                    &format!("tallyd_{number}"),
+                    help,
+                    *value as i64 as f64,
+                )?;
+            } else if !shown(number) {
                 family(encoder, &format!("tallyd_{number}"), help, &[([], *value)])?;
             }
         }

@@ -12,7 +12,7 @@ use crate::counters::{Answer, Op, RecordError};
 use crate::repeats::Repeats;
 use crate::store::NodeId;
 
-/// A limit that nobody has met for so long is taken for left.
+/// A limit that nobody has met for so long may be left: that is all that can be told.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// A peer that `listen.allow_uids` and `listen.allow_gids` do not let in. Shown: what it is told,
@@ -153,18 +153,19 @@ impl Notices {
         let told = lines.strangers.due();
         tell_strangers(told.map(|told| told.count), lines.stranger);
         for (repeats, what) in [
-            (&mut lines.connections, "connections are"),
-            (&mut lines.accept, "connections are"),
-            (&mut lines.pending, "increments are"),
-            (&mut lines.disk, "increments are"),
+            (&mut lines.connections, "connections"),
+            (&mut lines.accept, "connections"),
+            (&mut lines.pending, "increments"),
+            (&mut lines.disk, "increments"),
         ] {
             match repeats.over_after(QUIET) {
                 None => {}
-                Some(Ok(told)) => warn!(refused = told.count, "{what} still refused"),
+                Some(Ok(told)) => warn!(refused = told.count, "{what} are still refused"),
                 Some(Err(told)) => info!(
                     refused = told.count,
                     seconds = told.seconds(),
-                    "{what} no longer refused"
+                    "no {what} were refused in the last {} s",
+                    QUIET.as_secs()
                 ),
             }
         }

@@ -154,3 +154,27 @@ fn a_kill_at_any_step_under_load_loses_nothing_and_counts_nothing_twice() {
         }
     }
 }
+
+/// Guards that the books have sources of their own: a defect on the way to the store shows in them.
+#[test]
+fn what_is_lost_on_the_way_shows_in_the_books() {
+    let redis = RedisServer::start(&[]);
+    let daemon = Daemon::builder(redis.url())
+        .flush_interval("1h")
+        .env("TALLYD_LOSE_POINT", "batch.amounts@2")
+        .start();
+    let mut client = daemon.client();
+    let flush = |client: &mut crate::support::resp::Client| {
+        client.command(&["TALLY.FLUSH", "50000"]);
+        let info = client.command(&["INFO", "tallyd"]).text();
+        let line = info
+            .lines()
+            .find_map(|line| line.strip_prefix("tallyd_conservation_difference:"));
+        line.unwrap().parse::<i64>().unwrap()
+    };
+    client.command(&["INCRBY", "k", "3"]);
+    assert_eq!(flush(&mut client), 0);
+    client.command(&["INCRBY", "k", "5"]);
+    assert_eq!(flush(&mut client), 5);
+    assert_eq!(redis.counter("k"), 3);
+}

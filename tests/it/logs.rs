@@ -101,7 +101,7 @@ fn a_limit_that_is_met_and_left_is_a_line_each() {
     assert_eq!(lines(&daemon, told), 1);
     daemon.flush();
     wait_until("it is told that there is room", || {
-        lines(&daemon, "increments are no longer refused") == 1
+        lines(&daemon, "no increments were refused in the last 5 s") == 1
     });
     let log = daemon.log();
     assert!(log.contains(&format!("refused={refused} ")), "{log}");

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 use super::super::link::{Announcement, Settled, ToCounters};
 use super::{Flush, FlushError, PAUSE_MAX, Pause, on_disk, within};
 use crate::counters::Sent;
-use crate::fail_point::fail_point;
+use crate::fail_point::{fail_point, loses};
 use crate::journal::rejected::Rejected;
 use crate::journal::{JournalError, Sealed};
 use crate::stats::Stats;
@@ -98,6 +98,17 @@ impl<S: Store> Flush<S> {
                 some = left.iter().map(|&index| deltas[index]).collect();
                 &some
             }
+        };
+        let nothing: Vec<Delta<'_>>;
+        let wanted = if loses("batch.amounts") {
+            let without = wanted.iter().map(|delta| Delta {
+                amount: 0,
+                key: delta.key,
+            });
+            nothing = without.collect();
+            &nothing
+        } else {
+            wanted
         };
         self.sending.set(match self.queue.len() {
             1 => Sent::before(segment.epoch(), segment.batch_end(batch)),
