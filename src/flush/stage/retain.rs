@@ -1,13 +1,13 @@
-//! What is applied is kept for a while, in case that the store goes back, and then removed.
+//! What is applied is kept for a while, in case that the store goes back, and then removed. Meanwhile it
+//! is a file, neither open nor mapped.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::warn;
 
 use super::{Flush, FlushError, RETAINED_SEGMENTS_MAX, on_disk};
 use crate::fail_point::fail_point;
-use crate::journal::Sealed;
+use crate::journal::Kept;
 use crate::store::Store;
 
 impl<S: Store> Flush<S> {
@@ -15,11 +15,22 @@ impl<S: Store> Flush<S> {
     pub(super) async fn finish(&mut self) -> Result<(), FlushError> {
         if let Some(segment) = self.queue.pop_front() {
             self.since.remove(&segment.first_batch());
-            self.retained.push_back((Instant::now(), segment));
+            self.retained.push_back((Instant::now(), segment.keep()));
             self.release();
         }
         self.gauge_bytes();
         self.budget().await
+    }
+
+    /// What a former process has applied only waits; whether the store has it is still to be asked.
+    pub(super) fn keep_applied(&mut self) {
+        while let Some(segment) = self.queue.front()
+            && segment.last_batch() <= self.applied
+        {
+            self.retained.push_back((Instant::now(), segment.keep()));
+            self.queue.pop_front();
+            self.unseen = true;
+        }
     }
 
     /// Removes retained segments that are old enough, or too many.
@@ -30,7 +41,7 @@ impl<S: Store> Flush<S> {
             .iter()
             .map(|(_, segment)| segment.bytes())
             .sum();
-        while let Some((since, segment)) = self.retained.front() {
+        while let Some((since, _)) = self.retained.front() {
             let due = *since + self.config.retain;
             let may_go = if self.config.exactly_once {
                 self.confirmed >= Some(due)
@@ -42,16 +53,17 @@ impl<S: Store> Flush<S> {
             if !may_go && bounded {
                 break;
             }
+            let Some((_, segment)) = self.retained.pop_front() else {
+                break;
+            };
             segments -= 1;
             bytes -= segment.bytes();
-            let segment = Arc::clone(segment);
             self.remove(&segment);
-            self.retained.pop_front();
         }
         self.gauge_retained();
     }
 
-    pub(super) fn remove(&mut self, segment: &Sealed) {
+    pub(super) fn remove(&mut self, segment: &Kept) {
         for batch in segment.first_batch()..=segment.last_batch() {
             self.done.remove(&batch);
         }
