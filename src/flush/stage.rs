@@ -97,6 +97,8 @@ pub struct FlushConfig {
     pub exactly_once: bool,
     /// How long an applied segment is kept.
     pub retain: Duration,
+    /// Bound on the bytes that such segments take on the disk.
+    pub retained_bytes_max: usize,
     /// What a power cut may take.
     pub durable: Durable,
     /// Bound on the bytes of records that are not in the store.
@@ -224,6 +226,7 @@ struct Lines {
     unwritten: Repeats,
     unsynced: Repeats,
     files: Repeats,
+    crowded: Repeats,
 }
 
 /// Why a step was not finished; it is tried again.

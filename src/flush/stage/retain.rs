@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Flush, FlushError, RETAINED_SEGMENTS_MAX, on_disk};
 use crate::fail_point::fail_point;
 use crate::journal::Kept;
+use crate::repeats::REMIND;
 use crate::store::Store;
 
 impl<S: Store> Flush<S> {
@@ -35,32 +36,53 @@ impl<S: Store> Flush<S> {
 
     /// Removes retained segments that are old enough, or too many.
     pub(super) fn release(&mut self) {
-        let mut segments = self.retained.len();
-        let mut bytes: usize = self
-            .retained
-            .iter()
-            .map(|(_, segment)| segment.bytes())
-            .sum();
+        let bytes = self.retained.iter().map(|(_, kept)| kept.file_bytes());
+        let mut bytes: usize = bytes.sum();
+        let mut is_crowded = false;
         while let Some((since, _)) = self.retained.front() {
             let due = *since + self.config.retain;
-            let may_go = if self.config.exactly_once {
+            let is_due = if self.config.exactly_once {
                 self.confirmed >= Some(due)
             } else {
                 due <= Instant::now()
             };
-            let bounded =
-                bytes <= self.config.pending_bytes_max && segments <= RETAINED_SEGMENTS_MAX;
-            if !may_go && bounded {
+            let has_room = bytes <= self.config.retained_bytes_max;
+            if !is_due && has_room && self.retained.len() <= RETAINED_SEGMENTS_MAX {
                 break;
             }
+            is_crowded |= !is_due && !has_room;
             let Some((_, segment)) = self.retained.pop_front() else {
                 break;
             };
-            segments -= 1;
-            bytes -= segment.bytes();
+            bytes -= segment.file_bytes();
             self.remove(&segment);
         }
+        self.tell_crowded(is_crowded);
         self.gauge_retained();
+    }
+
+    /// Logs that what is retained is released early, and when it no longer is.
+    fn tell_crowded(&mut self, is_crowded: bool) {
+        let crowded = &mut self.lines.crowded;
+        let due = if is_crowded {
+            crowded.again().map(Ok)
+        } else {
+            // Not over with the first epoch that is smaller.
+            crowded.over_after(REMIND)
+        };
+        match due {
+            None => {}
+            Some(Ok(told)) => warn!(
+                count = told.count,
+                "flush.max_retained_bytes ({} bytes) is reached: what was flushed is kept for less than \
+                 flush.retain, and older batches could not be sent again after a fail-over",
+                self.config.retained_bytes_max
+            ),
+            Some(Err(told)) => info!(
+                seconds = told.seconds(),
+                "what was flushed is kept for flush.retain again"
+            ),
+        }
     }
 
     pub(super) fn remove(&mut self, segment: &Kept) {
