@@ -151,7 +151,7 @@ impl Journal {
             .seal()
             .expect("sealed");
         self.sealed += sealed.deltas().map(|delta| delta.amount).sum::<i64>();
-        sealed.remove().expect("removed");
+        sealed.keep().remove().expect("removed");
     }
 }
 

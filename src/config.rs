@@ -136,6 +136,9 @@ pub struct Flush {
     /// How long an applied segment is kept, to be replayed if the store turns out to have lost it.
     #[serde(with = "duration")]
     pub retain: Duration,
+    /// Room on the disk for all of these together, in bytes; beyond it the oldest go first.
+    #[serde(with = "size")]
+    pub max_retained_bytes: u64,
 }
 
 /// `[journal]`
@@ -261,6 +264,7 @@ impl Config {
                 batch_keys: 1_000,
                 delivery: Delivery::ExactlyOnce,
                 retain: Duration::from_secs(30),
+                max_retained_bytes: 256 << 20,
             },
             journal: Journal {
                 sync: SyncPolicy::Interval,

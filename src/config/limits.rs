@@ -68,6 +68,8 @@ pub(super) fn check(config: &Config) -> Vec<OutOfBounds> {
         );
     }
 
+    checks.memory("flush.max_retained_bytes", config.flush.max_retained_bytes);
+
     checks.timer("flush.interval", config.flush.interval);
     checks.timer("publish.heartbeat", config.publish.heartbeat);
     checks.timer("view.max_age", config.view.max_age);
@@ -267,6 +269,14 @@ mod tests {
             ["flush.interval"]
         );
         assert_eq!(
+            keys_after(|c| c.flush.max_retained_bytes = (1 << 20) - 1),
+            ["flush.max_retained_bytes"]
+        );
+        assert_eq!(
+            keys_after(|c| c.flush.max_retained_bytes = (64 << 30) + 1),
+            ["flush.max_retained_bytes"]
+        );
+        assert_eq!(
             keys_after(|c| c.publish.heartbeat = Duration::ZERO),
             ["publish.heartbeat"]
         );
@@ -310,6 +320,7 @@ mod tests {
             keys_after(|c| {
                 c.flush.interval = Duration::from_millis(1);
                 c.flush.retain = Duration::ZERO;
+                c.flush.max_retained_bytes = 1 << 20;
                 c.reply.load_timeout = Duration::ZERO;
                 c.flush.max_keys = 100_000;
                 c.flush.batch_keys = c.flush.max_keys;

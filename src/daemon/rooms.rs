@@ -100,6 +100,7 @@ pub(super) fn flush(config: &Config) -> FlushConfig {
         exactly_once: config.flush.delivery == Delivery::ExactlyOnce
             || config.store.url.connection_info().is_none(),
         retain: config.flush.retain,
+        retained_bytes_max: config.flush.max_retained_bytes as usize,
         durable: match config.journal.sync {
             SyncPolicy::Never => Durable::Nothing,
             SyncPolicy::Interval => Durable::Sealed,

@@ -43,7 +43,7 @@ use super::link::{Announcement, Sending, Settled, Sums, ToCounters};
 use crate::health::Health;
 use crate::hot::Hot;
 use crate::journal::rejected::RejectedFile;
-use crate::journal::{Directory, Names, Sealed, Stuck, Writer};
+use crate::journal::{Directory, Kept, Names, Sealed, Stuck, Writer};
 use crate::repeats::Repeats;
 use crate::stats::Stats;
 use crate::store::{KeyError, RunId, Store, StoreError};
@@ -53,9 +53,9 @@ use crate::time::unix_ms;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Segments retained at most: each holds a descriptor and a map. Epochs that end faster than one in
-/// 30 ms are retained for less than 30 s.
-pub const RETAINED_SEGMENTS_MAX: usize = 1000;
+/// Segments retained at most: each is a file, all of which the next start reads. Epochs that end faster
+/// than one in 30 ms are retained for less than 30 s.
+const RETAINED_SEGMENTS_MAX: usize = 1000;
 /// Keys of one read.
 const READ_KEYS_MAX: usize = 1000;
 /// How often an idle stage shows that it is alive.
@@ -97,6 +97,8 @@ pub struct FlushConfig {
     pub exactly_once: bool,
     /// How long an applied segment is kept.
     pub retain: Duration,
+    /// Bound on the bytes that such segments take on the disk.
+    pub retained_bytes_max: usize,
     /// What a power cut may take.
     pub durable: Durable,
     /// Bound on the bytes of records that are not in the store.
@@ -179,7 +181,9 @@ pub struct Flush<S: Store> {
     /// Sealed, not wholly applied, in order.
     queue: VecDeque<Arc<Sealed>>,
     /// Wholly applied, kept in case that the store goes back, oldest first.
-    retained: VecDeque<(Instant, Arc<Sealed>)>,
+    retained: VecDeque<(Instant, Kept)>,
+    /// Whether the store is still to be asked for what a former process has applied.
+    unseen: bool,
     /// The next epoch's segment.
     standby: Option<Writer>,
     /// Whether the open segment can grow.
@@ -226,6 +230,7 @@ struct Lines {
     unwritten: Repeats,
     unsynced: Repeats,
     files: Repeats,
+    crowded: Repeats,
 }
 
 /// Why a step was not finished; it is tried again.
@@ -280,6 +285,7 @@ impl<S: Store> Flush<S> {
             increments: 0,
             queue: parts.segments.into_iter().map(Arc::new).collect(),
             retained: VecDeque::new(),
+            unseen: false,
             standby: None,
             stuck: parts.stuck,
             expected_bytes: 0,
@@ -319,6 +325,7 @@ impl<S: Store> Flush<S> {
 
     async fn work(&mut self) -> Result<(), FlushError> {
         on_disk(&Arc::clone(&self.health), || self.adopt_rejected());
+        self.keep_applied();
         let mut tick = ticks(self.config.interval);
         self.gauge();
         loop {

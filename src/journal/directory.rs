@@ -687,7 +687,7 @@ fn adopt(path: &Path, found: Examined, first_batch: u64) -> Result<Sealed, Journ
         if found.sealed && found.damage.is_empty() {
             let bytes = file.metadata()?.len() as usize;
             let map = map_read(&file, bytes.max(RECORDS_AT))?;
-            return Ok(Sealed::from_parts(file, path.to_owned(), map, parts));
+            return Ok(Sealed::from_parts(path.to_owned(), map, parts));
         }
         let sealed = Writer::reopen(file, path.to_owned(), parts)?.seal()?;
         sealed.sync()?;

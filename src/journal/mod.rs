@@ -27,7 +27,7 @@ mod store16;
 
 pub use directory::{Directory, JournalError, Names, Recovery};
 pub use place::Place;
-pub use segment::{Sealed, Stuck, SyncHandle, Writer};
+pub use segment::{Kept, Sealed, Stuck, SyncHandle, Writer};
 
 #[cfg(test)]
 mod tests;

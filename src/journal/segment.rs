@@ -14,8 +14,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{Mmap, MmapMut, MmapOptions, RemapOptions};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fdatasync, ftruncate, memfd_create};
@@ -274,7 +274,7 @@ impl Writer {
         fail_point("seal.marked");
         retry_on_intr(|| ftruncate(&*self.file, bytes as u64))?;
         Ok(Sealed {
-            file: self.file,
+            file: Mutex::new(Some(self.file)),
             path: self.path,
             map,
             header: self.header,
@@ -396,7 +396,8 @@ impl SyncHandle {
 
 /// An immutable segment: a list of batches.
 pub struct Sealed {
-    file: Arc<File>,
+    /// Until it is kept; `None` as well for one that was opened again. A map needs none.
+    file: Mutex<Option<Arc<File>>>,
     path: PathBuf,
     map: Mmap,
     header: Header,
@@ -410,9 +411,9 @@ pub struct Sealed {
 
 impl Sealed {
     /// Of parts that recovery has read and checked.
-    pub(super) fn from_parts(file: File, path: PathBuf, map: Mmap, parts: SealedParts) -> Self {
+    pub(super) fn from_parts(path: PathBuf, map: Mmap, parts: SealedParts) -> Self {
         Sealed {
-            file: Arc::new(file),
+            file: Mutex::new(None),
             path,
             map,
             salt: parts.header.salt(),
@@ -483,7 +484,34 @@ impl Sealed {
         let mut cell = [0; 16];
         cell[..8].copy_from_slice(&batch.to_le_bytes());
         cell[8..].copy_from_slice(&cell_check(self.salt, APPLIED_AT, batch).to_le_bytes());
-        self.file.write_all_at(&cell, APPLIED_AT as u64)
+        self.file()?.write_all_at(&cell, APPLIED_AT as u64)
+    }
+
+    /// Its file, for a moment.
+    fn file(&self) -> io::Result<Arc<File>> {
+        let open = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*open {
+            Some(file) => Ok(Arc::clone(file)),
+            None => Ok(Arc::new(File::options().write(true).open(&self.path)?)),
+        }
+    }
+
+    /// What is needed to open it again. Its descriptor is given up now, its map with the last who holds
+    /// it.
+    pub fn keep(&self) -> Kept {
+        let mut open = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        *open = None;
+        Kept {
+            path: self.path.clone(),
+            parts: SealedParts {
+                header: self.header,
+                first_batch: self.first_batch,
+                applied: self.applied(),
+                end: self.end,
+                records: self.records,
+                batch_starts: self.batch_starts.clone(),
+            },
+        }
     }
 
     /// The deltas of one batch, in their order; empty when its records were damaged.
@@ -517,15 +545,77 @@ impl Sealed {
     /// # Errors
     /// What the system says.
     pub fn sync(&self) -> io::Result<()> {
-        Ok(retry_on_intr(|| fdatasync(&*self.file))?)
+        let file = self.file()?;
+        Ok(retry_on_intr(|| fdatasync(&*file))?)
+    }
+}
+
+/// A sealed segment that only waits, neither open nor mapped: all of it is in the store, and may have
+/// to be sent again.
+pub struct Kept {
+    path: PathBuf,
+    parts: SealedParts,
+}
+
+impl Kept {
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Removes the file: all of it is in the store, and was retained long enough.
+    /// Number of its first batch.
+    pub fn first_batch(&self) -> u64 {
+        self.parts.first_batch
+    }
+
+    /// Number of its last batch.
+    pub fn last_batch(&self) -> u64 {
+        self.parts.last_batch()
+    }
+
+    /// Bytes of records.
+    pub fn bytes(&self) -> usize {
+        self.parts.end - RECORDS_AT
+    }
+
+    /// Bytes that the file takes.
+    pub fn file_bytes(&self) -> usize {
+        self.parts.file_bytes()
+    }
+
+    /// Opens it again.
+    ///
+    /// # Errors
+    /// What the file system says; `InvalidData`: it is not the file that it was.
+    pub fn open(&self) -> io::Result<Sealed> {
+        let file = File::open(&self.path)?;
+        let bytes = self.parts.file_bytes();
+        let is_long_enough = file.metadata()?.len() >= bytes as u64;
+        // What lies beyond a file's end must not be touched.
+        let map = if is_long_enough {
+            map_read(&file, bytes)?
+        } else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        if !map.starts_with(&self.parts.header.encode()) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Sealed::from_parts(
+            self.path.clone(),
+            map,
+            self.parts.clone(),
+        ))
+    }
+
+    /// Removes the file. One that is not there needs no removing.
     ///
     /// # Errors
     /// What the file system says.
     pub fn remove(&self) -> io::Result<()> {
-        std::fs::remove_file(&self.path)
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 }
 
@@ -541,7 +631,8 @@ fn epoch(number: u64) -> u32 {
     number as u32 | u32::from(number as u32 == 0)
 }
 
-/// What recovery found out about a segment.
+/// What is known of a sealed segment, besides its place and its bytes.
+#[derive(Clone)]
 pub(super) struct SealedParts {
     pub header: Header,
     pub first_batch: u64,
@@ -549,6 +640,16 @@ pub(super) struct SealedParts {
     pub end: usize,
     pub records: u32,
     pub batch_starts: Vec<u32>,
+}
+
+impl SealedParts {
+    fn last_batch(&self) -> u64 {
+        self.first_batch + self.batch_starts.len() as u64 - 1
+    }
+
+    fn file_bytes(&self) -> usize {
+        (self.end + table_bytes(self.batch_starts.len())).next_multiple_of(4096)
+    }
 }
 
 /// The table that follows the records of a sealed segment.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-use crate::support::daemon::Daemon;
+use crate::support::daemon::{Daemon, NEVER};
 use crate::support::http::Address;
 use crate::support::redis::RedisServer;
 use crate::support::resp::{Client, Value};
@@ -41,6 +41,16 @@ fn open_files(daemon: &Daemon) -> usize {
     fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
         .unwrap()
         .count()
+}
+
+fn segments(daemon: &Daemon) -> (usize, usize) {
+    let of_segment = |text: &str| text.contains("/segments/");
+    let files = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let files = files.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let files = files.filter(|target| of_segment(&target.to_string_lossy()));
+    let maps = fs::read_to_string(format!("/proc/{}/maps", daemon.pid())).unwrap();
+    let maps = maps.lines().filter(|line| of_segment(line)).count();
+    (files.count(), maps)
 }
 
 /// Idle clients took every descriptor, and the flush stage had none to connect with, nor for the next
@@ -178,4 +188,72 @@ fn a_limit_that_is_high_enough_is_not_spoken_of() {
         })
         .collect();
     assert_eq!(clients.len(), 99);
+}
+
+/// Each segment that was kept in case had a descriptor and a map: a thousand of them at short
+/// intervals. Seen to fail when they had.
+#[test]
+fn segments_that_only_wait_are_neither_open_nor_mapped_and_are_replayed_all_the_same() {
+    const EPOCHS: i64 = 60;
+    let mut redis = RedisServer::start(&[]);
+    let mut daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("flush.retain", NEVER)
+        .start();
+    let mut client = daemon.client();
+    let count = |client: &mut Client| {
+        for n in 1..=EPOCHS {
+            client.command(&["INCR", "retained"]);
+            client.command(&["INCRBY", &format!("retained:{n}"), "3"]);
+            assert_eq!(client.command(&["TALLY.FLUSH", "50000"]), Value::ok());
+        }
+    };
+    let quiet = |daemon: &Daemon, segments_max: usize| {
+        wait_until("nothing is open that only waits", || {
+            let (files, maps) = segments(daemon);
+            files <= segments_max && maps <= segments_max
+        });
+    };
+    let is_whole = |redis: &RedisServer, total: i64| {
+        let each = total / EPOCHS * 3;
+        redis.counter("retained") == total
+            && (1..=EPOCHS).all(|n| redis.counter(format!("retained:{n}")) == each)
+    };
+    let before = open_files(&daemon);
+    count(&mut client);
+    assert_eq!(
+        client.command(&["TALLY.STATS"]).fields()["retained_segments"],
+        Value::Integer(EPOCHS)
+    );
+    // The open one, and the next at hand.
+    quiet(&daemon, 2);
+    let after = open_files(&daemon);
+    assert!(after <= before + 6, "{before} files before, {after} after");
+
+    // Another process, without its data: all of it is sent again.
+    redis.restart();
+    // A quiet daemon does not ask before it must.
+    client.command(&["INCR", "asks"]);
+    daemon.flush();
+    wait_until("all of it was sent again", || is_whole(&redis, EPOCHS));
+    quiet(&daemon, 2);
+
+    // Also of what a former process kept, and with more of it.
+    daemon.restart();
+    assert_eq!(open_files(&daemon).saturating_sub(after + 4), 0);
+    client = daemon.client();
+    count(&mut client);
+    quiet(&daemon, 2);
+    assert!(is_whole(&redis, 2 * EPOCHS));
+    redis.restart();
+    client.command(&["INCR", "asks"]);
+    daemon.flush();
+    wait_until("all of it was sent again", || is_whole(&redis, 2 * EPOCHS));
+    quiet(&daemon, 2);
+
+    // Without a store nothing is kept open either, but for what waits to be sent.
+    redis.kill9();
+    client.command(&["INCR", "retained"]);
+    daemon.restart();
+    quiet(&daemon, 3);
 }

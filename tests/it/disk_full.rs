@@ -1,5 +1,8 @@
 //! Promises 2 and 6 on a full disk: a daemon that is started there flushes what is pending, which
-//! gives room back, and refuses what it cannot write down until then.
+//! gives room back, and refuses what it cannot write down until then; and what is kept only in case
+//! takes bounded room.
+
+use std::path::Path;
 
 use crate::support::daemon::{Daemon, NEVER};
 use crate::support::disk::Disk;
@@ -22,6 +25,13 @@ fn is_taken(client: &mut Client, key: &str) -> bool {
         Value::Error(text) if text == REFUSAL => false,
         other => panic!("{other:?}"),
     }
+}
+
+/// The room that the segments take, in bytes.
+fn segment_bytes(state_dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(state_dir.join("segments")).unwrap();
+    let lengths = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()));
+    lengths.sum()
 }
 
 /// A full disk, a full segment, a restart: the room that would let it start was to be had only by
@@ -173,4 +183,30 @@ fn an_embedded_store_on_a_full_disk_goes_on_when_there_is_room() {
         assert_eq!(client.number(&["GET", &key]), 1);
         assert_eq!(client.number(&["TALLY.PENDING", &key]), 0);
     }
+}
+
+/// Guards `flush.max_retained_bytes`. Before it only `flush.retain` and the bound on what is pending
+/// limited what is kept: large epochs, one after the other, could fill the disk.
+#[test]
+fn what_is_retained_takes_bounded_room_and_the_oldest_goes_first() {
+    let redis = RedisServer::start(&[]);
+    let daemon = Daemon::builder(redis.url())
+        .flush_interval(NEVER)
+        .set("flush.retain", NEVER)
+        .set("flush.max_retained_bytes", "1MiB")
+        .start();
+    let mut client = daemon.client();
+    for epoch in 0..30 {
+        let (taken, refusal) = fill(&mut client, &format!("retained:{epoch}"), 3_000);
+        assert_eq!((taken, refusal), (3_000, None));
+        daemon.flush();
+    }
+    let retained = stat(&daemon, "retained_segments");
+    assert!((3..20).contains(&retained), "{retained} segments");
+    // The open segment, and the next one at hand.
+    let bytes = segment_bytes(daemon.state_dir());
+    assert!(bytes <= (1 << 20) + 3 * (1 << 20), "{bytes} bytes");
+    let said = daemon.log().matches("flush.max_retained_bytes").count();
+    assert_eq!(said, 1);
+    assert_eq!(redis.counters().len(), 30 * 3_000);
 }

@@ -436,6 +436,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             interval: Duration::from_millis(20),
             exactly_once: true,
             retain,
+            retained_bytes_max: 64 * MIB,
             durable: Durable::Nothing,
             pending_bytes_max: 64 * MIB,
         },

@@ -21,7 +21,7 @@ use crate::time::unix_ms;
 impl<S: Store> Flush<S> {
     /// Sends everything sealed, however long it takes.
     pub(super) async fn drain(&mut self) -> Result<(), FlushError> {
-        while !self.queue.is_empty() {
+        while !self.queue.is_empty() || self.unseen {
             self.health.flush_beat();
             let pause = match self.step().await? {
                 ControlFlow::Continue(()) => continue,
@@ -51,6 +51,7 @@ impl<S: Store> Flush<S> {
         {
             return Ok(ControlFlow::Break(pause));
         }
+        self.unseen = false;
         let Some(segment) = self.queue.front().cloned() else {
             return Ok(ControlFlow::Continue(())); // Reading back has finished the last one.
         };

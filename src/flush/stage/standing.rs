@@ -1,6 +1,7 @@
 //! A new connection to the store: what its token tells, and what follows from that.
 
 use std::collections::btree_map::Entry;
+use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use super::super::resolve::{Known, Verdict, resolve};
 use super::send::is_rejected;
 use super::{Flush, FlushError, Pause, READ_KEYS_MAX, on_disk, within};
 use crate::counters::Sent;
-use crate::journal::{JournalError, Sealed};
+use crate::journal::{JournalError, Kept, Sealed};
 use crate::store::{Claim, Delta, KeyError, Lane, Store};
 use crate::time::unix_ms;
 
@@ -89,9 +90,10 @@ impl<S: Store> Flush<S> {
 
     /// Whether the journal still has everything that this node ever flushed.
     fn is_whole(&self) -> bool {
-        let retained = self.retained.front().map(|(_, segment)| segment);
-        let oldest = retained.or(self.queue.front());
-        oldest.map_or(self.applied == 0, |oldest| oldest.first_batch() == 1)
+        let retained = self.retained.front().map(|(_, kept)| kept.first_batch());
+        let queued = || self.queue.front().map(|segment| segment.first_batch());
+        let oldest = retained.or_else(queued);
+        oldest.map_or(self.applied == 0, |first_batch| first_batch == 1)
     }
 
     pub(super) async fn act(
@@ -120,7 +122,14 @@ impl<S: Store> Flush<S> {
                     }
                 }
             }
-            Verdict::RolledBack(to) => self.roll_back(to, server).await?,
+            Verdict::RolledBack(to) => {
+                // Before anything is told: where it cannot be had now, it may be the next time.
+                let lost = match on_disk(&Arc::clone(&self.health), || self.reopen(to)) {
+                    Ok(lost) => lost,
+                    Err(error) => return Ok(Err(Pause::Own(error))),
+                };
+                self.roll_back(to, lost, server).await?;
+            }
             Verdict::Elsewhere => self.move_to(store.unwrap_or_default()).await?,
             Verdict::Emptied => {
                 warn!(
@@ -216,8 +225,40 @@ impl<S: Store> Flush<S> {
         Ok(Ok(()))
     }
 
-    /// The store has lost everything after batch `to`: what is retained is sent again.
-    pub(super) async fn roll_back(&mut self, to: u64, server: &str) -> Result<(), FlushError> {
+    /// What is retained of the batches after `to`, in order.
+    ///
+    /// # Errors
+    /// In words, what cannot be opened now.
+    fn reopen(&self, to: u64) -> Result<Vec<Arc<Sealed>>, String> {
+        let after = self.retained.iter().map(|(_, kept)| kept);
+        let after = after.skip_while(|kept| kept.last_batch() <= to);
+        let mut segments = Vec::new();
+        for kept in after {
+            let path = kept.path().display();
+            match kept.open() {
+                Ok(segment) => segments.push(Arc::new(segment)),
+                // It does not come back by being waited for.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+                    ) =>
+                {
+                    error!(%error, "{path} is not what it was, so what it had stays lost");
+                }
+                Err(error) => return Err(format!("{path}: cannot open it again: {error}")),
+            }
+        }
+        Ok(segments)
+    }
+
+    /// The store has lost everything after batch `to`: what is retained of it, `lost`, is sent again.
+    pub(super) async fn roll_back(
+        &mut self,
+        to: u64,
+        lost: Vec<Arc<Sealed>>,
+        server: &str,
+    ) -> Result<(), FlushError> {
         let applied = self.applied;
         if applied > to {
             warn!(
@@ -227,11 +268,8 @@ impl<S: Store> Flush<S> {
         }
         self.sending.set(Sent::ANY);
         self.tell(ToCounters::ForgetClocks).await?;
-        while let Some((_, segment)) = self.retained.pop_back() {
-            if segment.last_batch() <= to {
-                self.retained.push_back((Instant::now(), segment));
-                break;
-            }
+        self.retained.retain(|(_, kept)| kept.last_batch() <= to);
+        for segment in lost.into_iter().rev() {
             // Pending anew.
             self.since.insert(segment.first_batch(), unix_ms());
             self.queue.push_front(segment);
@@ -297,11 +335,11 @@ impl<S: Store> Flush<S> {
         self.server_is_noted = false;
         self.clock = 0;
         let retained = self.retained.drain(..).map(|(_, segment)| segment);
-        let mut done: Vec<Arc<Sealed>> = retained.collect();
+        let mut done: Vec<Kept> = retained.collect();
         while let Some(segment) = self.queue.front()
             && segment.last_batch() <= self.applied
         {
-            done.extend(self.queue.pop_front());
+            done.extend(self.queue.pop_front().map(|segment| segment.keep()));
         }
         for segment in &done {
             self.remove(segment);

@@ -46,7 +46,7 @@ impl Sample {
         for _ in 0..4 {
             writer.append(b"gone", 1).unwrap();
             let sealed = seal(&mut directory, &mut writer);
-            sealed.remove().unwrap();
+            sealed.keep().remove().unwrap();
         }
         let keys: [&[u8]; 8] = [
             b"likes:42",

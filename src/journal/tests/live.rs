@@ -87,7 +87,7 @@ fn a_directory_in_use_is_examined_without_false_alarm() {
                     writer.add(place, round).unwrap();
                 }
             }
-            seal(&mut directory, &mut writer).remove().unwrap();
+            seal(&mut directory, &mut writer).keep().remove().unwrap();
         }
         done.store(true, Ordering::Relaxed);
         reader.join().unwrap();

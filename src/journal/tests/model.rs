@@ -160,7 +160,7 @@ proptest! {
                 }
                 Step::Release => {
                     while sealed.first().is_some_and(|s| s.last_batch() <= model.applied) {
-                        sealed.remove(0).remove().unwrap();
+                        sealed.remove(0).keep().remove().unwrap();
                         model.sealed.remove(0);
                     }
                 }
