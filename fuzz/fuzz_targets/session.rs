@@ -90,6 +90,7 @@ fuzz_target!(|input: &[u8]| {
             match next {
                 Next::Close | Next::Read => break,
                 Next::Cold => session.finish_cold(core, &mut out),
+                Next::Large => runtime.block_on(session.run_large(core, &mut out)),
                 Next::More | Next::List | Next::Flush(_) => {}
             }
             out.clear();

@@ -97,6 +97,7 @@ pub(super) fn ingest(config: &Config, connections: Connections) -> IngestConfig 
 pub(super) fn flush(config: &Config) -> FlushConfig {
     FlushConfig {
         interval: config.flush.interval,
+        store_url: config.store.url.to_string(),
         exactly_once: config.flush.delivery == Delivery::ExactlyOnce
             || config.store.url.connection_info().is_none(),
         retain: config.flush.retain,

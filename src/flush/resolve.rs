@@ -9,7 +9,7 @@
 //! | absent, clock lower than known | the store was emptied or lost its data | by the server: replay, or only go on |
 //! | absent on another server, and this node is young | the fail-over lost its first batches | replay |
 //! | absent, clock as known or higher | the token alone was deleted or evicted | go on, but never resend what may be in |
-//! | any, and the store is another one | `store.url` was changed | go on there with what is pending, replay nothing |
+//! | any, and `store.url` was changed to another store | it has what is not ours | go on there with what is pending, replay nothing |
 //! | of an unknown run, higher than anything sealed, or of a former run and a batch of this one | another daemon has this node's id | stop |
 //!
 //! The clock alone does not tell a lost token from lost batches: after a fail-over other nodes move
@@ -41,8 +41,9 @@ pub struct Known<'a> {
     /// The server as last seen by this process; before that, the one that is known to have had the
     /// token, or was to get the first one.
     pub server: Option<&'a str>,
-    /// The store that has, or is to get, what was applied.
-    pub store: Option<&'a str>,
+    /// The store that has what was applied, if `store.url` was another one then: only who configures it moves a
+    /// node. At the same place, another id is that of a store which lost its data, named by whoever came first.
+    pub former: Option<&'a str>,
     /// The highest clock that this process has seen.
     pub clock: u64,
     /// Whether every batch of this node, from the first on, is still in the journal.
@@ -76,7 +77,7 @@ pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
         .token
         .is_none_or(|token| known.runs.contains(&token.run) && token.batch <= known.applied);
     let is_other = standing.store.as_ref();
-    if is_earlier && is_other.is_some_and(|store| store.is_other(known.store)) {
+    if is_earlier && is_other.is_some_and(|store| store.is_other(known.former)) {
         return Verdict::Elsewhere;
     }
     let Some(token) = standing.token else {
@@ -148,7 +149,7 @@ mod tests {
             claimed: true,
             ever_claimed: true,
             server: Some("a"),
-            store: None,
+            former: None,
             clock: 100,
             whole: false,
         }

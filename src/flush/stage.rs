@@ -93,6 +93,8 @@ pub enum Durable {
 pub struct FlushConfig {
     /// Between two flushes.
     pub interval: Duration,
+    /// Where the store is, without its password: only to see whether that has changed.
+    pub store_url: String,
     /// Whether tokens are used.
     pub exactly_once: bool,
     /// How long an applied segment is kept.
@@ -205,8 +207,8 @@ pub struct Flush<S: Store> {
     numbered: u64,
     /// As last seen, by a former process if this one has not seen it.
     server: Option<String>,
-    /// The store that has what was applied.
-    store_id: Option<String>,
+    /// The store that has what was applied, and where it was.
+    store_known: Option<(String, String)>,
     /// Whether the directory tells this server.
     server_is_noted: bool,
     clock: u64,
@@ -254,7 +256,8 @@ impl<S: Store> Flush<S> {
     pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
         let identity = parts.directory.identity();
         let server = parts.directory.server().map(str::to_owned);
-        let store_id = parts.directory.store().map(str::to_owned);
+        let store_known = parts.directory.store();
+        let store_known = store_known.map(|(id, url)| (id.to_owned(), url.to_owned()));
         Flush {
             config,
             store: parts.store,
@@ -296,7 +299,7 @@ impl<S: Store> Flush<S> {
             applied: parts.applied,
             claimed: false,
             server,
-            store_id,
+            store_known,
             server_is_noted: false,
             clock: 0,
             done: HashMap::new(),

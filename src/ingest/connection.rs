@@ -113,10 +113,23 @@ impl Connection {
                     Next::More => tokio::task::yield_now().await,
                     Next::Close => return self.write_rest().await,
                     Next::Cold => {
-                        let keys = self.session.cold_keys();
-                        self.core.loads.wait(self.session.client.id, &keys).await;
+                        let mut waits = true;
+                        while waits && self.session.is_blocked() {
+                            self.core.gate.open().await;
+                            waits = self.session.apply_again(&self.core);
+                        }
+                        if waits {
+                            let keys = self.session.cold_keys();
+                            self.core.loads.wait(self.session.client.id, &keys).await;
+                        }
                         let mut rest = std::mem::take(&mut self.rest);
                         self.session.finish_cold(&self.core, &mut rest);
+                        self.rest = rest;
+                        self.after_answers();
+                    }
+                    Next::Large => {
+                        let mut rest = std::mem::take(&mut self.rest);
+                        self.session.run_large(&self.core, &mut rest).await;
                         self.rest = rest;
                         self.after_answers();
                     }

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use super::account::Accounts;
 use super::books::Books;
 use super::durable::Durable;
+use super::gate::Gate;
 use super::hub::Hub;
 use super::loads::Loads;
 use super::notices::Notices;
@@ -64,6 +65,8 @@ pub struct Core {
     pub replies: RefCell<Vec<u8>>,
     /// What clients hold in memory.
     pub accounts: Rc<Accounts>,
+    /// Closed amid a large transaction.
+    pub gate: Gate,
     /// What became of all that was taken.
     pub books: Books,
     /// Why no increment is taken any more, if so: the state directory is gone.
@@ -150,6 +153,7 @@ impl Core {
             replies: RefCell::new(Vec::with_capacity(READ_BYTES)),
             accounts,
             books,
+            gate: Gate::default(),
             gone: OnceCell::new(),
             stats: parts.stats,
             heard: parts.heard,
@@ -274,6 +278,7 @@ impl Core {
     async fn hear(&self, message: ToCounters) {
         match message {
             ToCounters::Seal { next, closed } => {
+                self.gate.open().await;
                 // If the flush stage is gone, the segment is dropped whole and recovered later.
                 let _ = closed.send(self.close_epoch(next));
             }

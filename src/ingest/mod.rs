@@ -14,6 +14,7 @@
 //! - [`core`]: the counters' owner: table, open segment, messages from the stages
 //! - [`loads`]: clients that wait for a value of the store
 //! - [`durable`]: clients that wait for the disk
+//! - [`gate`]: transactions that are applied in several slices
 //! - [`hub`]: who subscribes to what
 //! - [`inbox`]: what a subscriber is still to be sent
 //! - [`mod@glob`]: what patterns match
@@ -28,6 +29,7 @@ pub mod commands;
 pub mod connection;
 pub mod core;
 pub mod durable;
+pub mod gate;
 pub mod glob;
 pub mod hub;
 pub mod inbox;

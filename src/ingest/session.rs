@@ -10,9 +10,11 @@
 //!    they share an epoch.
 //!
 //! - [`group`]: what is applied together, and the answers
+//! - [`large`]: groups that take more than a slice
 //! - [`transaction`]: `MULTI` to `EXEC`
 
 mod group;
+mod large;
 mod transaction;
 
 use std::ops::Range;
@@ -20,6 +22,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use group::{Piece, What};
+use large::{LARGE_OPS, Large};
 use transaction::Transaction;
 
 use super::commands::client::Filter;
@@ -57,6 +60,8 @@ pub enum Next {
     Cold,
     /// List the clients that [`Session::listing`] tells, in slices, then go on.
     List,
+    /// Call [`Session::run_large`], then go on.
+    Large,
     /// Wait for a flush, then answer and go on.
     Flush(Option<Duration>),
     /// Write what there is and close.
@@ -108,6 +113,10 @@ pub struct Session {
     cold: Vec<(usize, i64, Rc<ColdKey>)>,
     /// Operations that wait for values.
     waiting: usize,
+    /// Whether the group waits for another client's transaction.
+    blocked: bool,
+    /// What [`Next::Large`] is to do.
+    large: Option<Large>,
 }
 
 impl Session {
@@ -131,6 +140,8 @@ impl Session {
             cold_input: Vec::new(),
             cold: Vec::new(),
             waiting: 0,
+            blocked: false,
+            large: None,
         }
     }
 
@@ -390,6 +401,10 @@ impl Session {
                 // that is gathering.
                 let gathered = self.ops.len();
                 let next = self.gather(core, spec, Args::new(&bytes, &ranges), &ranges);
+                if self.ops.len() > gathered + LARGE_OPS {
+                    self.large = Some(Large::Keys(bytes));
+                    return Some(Next::Large);
+                }
                 if self.ops.len() > gathered {
                     return (self.finish_group(core, &bytes, out) == Next::Cold)
                         .then_some(Next::Cold);

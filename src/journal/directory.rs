@@ -121,9 +121,11 @@ struct NodeFile {
     /// The server that has it, or was to get the first one.
     #[serde(default)]
     server: Option<String>,
-    /// Which store that is.
+    /// Which store that is, and where it was.
     #[serde(default)]
     store: Option<String>,
+    #[serde(default)]
+    store_url: Option<String>,
     /// When the last run was at work.
     #[serde(default)]
     last: Boot,
@@ -136,7 +138,7 @@ pub struct Directory {
     runs: Vec<RunId>,
     ever_claimed: bool,
     server: Option<String>,
-    store: Option<String>,
+    store: Option<(String, String)>,
     boot: Boot,
     next_segment: u64,
     /// Every batch number that a former process may have used is at most this.
@@ -303,9 +305,10 @@ impl Directory {
         self.server.as_deref()
     }
 
-    /// The store that has what was applied, if that is known.
-    pub fn store(&self) -> Option<&str> {
-        self.store.as_deref()
+    /// The store that has what was applied, and where it was, if that is known.
+    pub fn store(&self) -> Option<(&str, &str)> {
+        let store = self.store.as_ref();
+        store.map(|(id, url)| (id.as_str(), url.as_str()))
     }
 
     /// Every batch number that a former process may have used is at most this.
@@ -324,17 +327,17 @@ impl Directory {
         self.write_node()
     }
 
-    /// Notes, durably, which store gets what is flushed from now on. If it is not the one that was known,
-    /// this node's token is not there yet.
+    /// Notes, durably, which store gets what is flushed from now on, and where it is. If it is `another` than
+    /// the one that was known, this node's token is not there yet.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn note_store(&mut self, store: &str) -> Result<(), JournalError> {
-        if self.store.as_deref().is_some_and(|known| known != store) {
+    pub fn note_store(&mut self, id: &str, url: &str, another: bool) -> Result<(), JournalError> {
+        if another {
             self.ever_claimed = false;
             self.server = None;
         }
-        self.store = Some(store.to_owned());
+        self.store = Some((id.to_owned(), url.to_owned()));
         self.write_node()
     }
 
@@ -550,7 +553,8 @@ impl Directory {
             runs: self.runs.iter().map(RunId::to_string).collect(),
             claimed: self.ever_claimed,
             server: self.server.clone(),
-            store: self.store.clone(),
+            store: self.store.as_ref().map(|(id, _)| id.clone()),
+            store_url: self.store.as_ref().map(|(_, url)| url.clone()),
             last: self.boot.clone(),
         })
         .map_err(io::Error::from)
@@ -722,8 +726,8 @@ pub struct NodeFacts {
     pub claimed: bool,
     /// The server that has it, or was to get the first one, if that is known.
     pub server: Option<String>,
-    /// Which store that is, if that is known.
-    pub store: Option<String>,
+    /// Which store that is, and where it was, if that is known.
+    pub store: Option<(String, String)>,
     /// When the last of these runs was at work.
     pub last: Boot,
 }
@@ -765,7 +769,7 @@ pub fn read_node(state_dir: &Path) -> Result<Option<NodeFacts>, JournalError> {
         runs: runs?,
         claimed: file.claimed,
         server: file.server,
-        store: file.store,
+        store: file.store.zip(file.store_url),
         last: file.last,
     }))
 }

@@ -147,6 +147,17 @@ fn much_work_of_every_kind_is_done_in_slices() {
     let list = client.command(&["CLIENT", "LIST"]).text();
     assert!(list.lines().count() > CLIENTS);
 
+    // A transaction of many increments and large answers, and a command over many keys.
+    let increments = (0..60_000).map(|key| words(&["INCR", &format!("key:{key}")]));
+    let infos = (0..1000).map(|_| words(&["INFO"]));
+    let transaction = std::iter::once(words(&["MULTI"])).chain(increments);
+    let transaction = transaction.chain(infos).chain([words(&["EXEC"])]);
+    pipeline(&mut client, transaction);
+    let keys = (0..60_000).map(|key| format!("key:{key}"));
+    let mget: Vec<String> = std::iter::once("MGET".to_owned()).chain(keys).collect();
+    assert_eq!(client.command(&mget).items().len(), 60_000);
+    assert_sliced(&daemon, "EXEC and MGET");
+
     // A batch, and the answers to all its keys; then a message, and a search through all of them.
     client.command(&["INCR", "k"]);
     let keys = 60_000;

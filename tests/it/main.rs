@@ -31,6 +31,7 @@ mod hostile_store;
 mod journal;
 #[cfg(feature = "fail-points")]
 mod kill_points;
+mod large_groups;
 mod limits;
 mod listen;
 mod logs;

@@ -434,6 +434,7 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
     let flush = Flush::new(
         FlushConfig {
             interval: Duration::from_millis(20),
+            store_url: String::new(),
             exactly_once: true,
             retain,
             retained_bytes_max: 64 * MIB,

@@ -20,7 +20,7 @@ use crate::time::unix_ms;
 impl<S: Store> Flush<S> {
     /// A new lane, and what its token tells.
     pub(super) async fn connect(&mut self) -> Result<Result<(), Pause>, FlushError> {
-        if let Some(id) = &self.store_id {
+        if let Some((id, _)) = &self.store_known {
             self.store.remember(id);
         }
         let connecting = self.store.connect();
@@ -52,7 +52,7 @@ impl<S: Store> Flush<S> {
                 claimed: self.claimed,
                 ever_claimed: self.ever_claimed,
                 server: self.server.as_deref(),
-                store: self.store_id.as_deref(),
+                former: self.former_store(),
                 clock: self.clock,
                 whole: self.is_whole(),
             };
@@ -66,11 +66,12 @@ impl<S: Store> Flush<S> {
             }
             self.stats.store_conflict.set(0);
             let store = standing.store.as_ref().map(|store| &*store.id);
+            let another = verdict == Verdict::Elsewhere;
             if let Err(pause) = self.act(verdict, &standing.server, store).await? {
                 return Ok(Err(pause));
             }
             // Before anything is sent there.
-            if let Err(error) = self.note_store(store) {
+            if let Err(error) = self.note_store(store, another) {
                 return Ok(Err(Pause::Own(error.to_string())));
             }
             if standing.token.is_some_and(|token| token.run == self.run) {
@@ -321,9 +322,15 @@ impl<S: Store> Flush<S> {
         Ok(())
     }
 
+    /// The store that has what was applied, if it was somewhere else than the one now is.
+    fn former_store(&self) -> Option<&str> {
+        let known = self.store_known.as_ref();
+        known.and_then(|(id, url)| (*url != self.config.store_url).then_some(id.as_str()))
+    }
+
     /// This is another store: nothing of what the former one has is sent there.
     async fn move_to(&mut self, store: &str) -> Result<(), FlushError> {
-        let left = self.store_id.as_deref().unwrap_or_default();
+        let left = self.former_store().unwrap_or_default();
         info!(
             "this is another store ({store}) than the one that was flushed to before ({left}): what is \
              pending goes to it, nothing is sent again"
@@ -351,14 +358,18 @@ impl<S: Store> Flush<S> {
     }
 
     /// Notes which store gets what is flushed from now on.
-    fn note_store(&mut self, store: Option<&str>) -> Result<(), JournalError> {
+    fn note_store(&mut self, store: Option<&str>, another: bool) -> Result<(), JournalError> {
+        let url = &self.config.store_url;
         if let Some(store) = store
-            && self.store_id.as_deref() != Some(store)
+            && self
+                .store_known
+                .as_ref()
+                .is_none_or(|known| known.0 != store || known.1 != *url)
         {
             let lock = self.directory.lock();
             let mut directory = lock.unwrap_or_else(PoisonError::into_inner);
-            on_disk(&self.health, || directory.note_store(store))?;
-            self.store_id = Some(store.to_owned());
+            on_disk(&self.health, || directory.note_store(store, url, another))?;
+            self.store_known = Some((store.to_owned(), url.clone()));
         }
         Ok(())
     }

@@ -1,8 +1,12 @@
 //! A group: operations that are applied together, and their answers in the order of the commands.
 
+use std::ops::Range;
+use std::rc::Rc;
+
 use bytes::Bytes;
 
 use super::super::core::{Core, State};
+use super::super::loads::ColdKey;
 use super::super::taken::{LANE_MAX, Lanes, Verb};
 use super::{Action, GROUP, Next, ReplyMode, Session};
 use crate::counters::{Answer, BadValue, Kind, Op, RecordError};
@@ -28,6 +32,13 @@ pub(super) enum What {
     Count(usize),
     /// Bytes of `Session::raw`, to be sent as they are.
     Raw { start: usize, end: usize },
+}
+
+/// How far a group is answered.
+#[derive(Debug, Default)]
+pub(super) struct Cursor {
+    piece: usize,
+    at: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,16 +93,40 @@ impl Session {
         Next::Read
     }
 
-    /// Applies the group. `true`: it must wait for values before it is answered.
-    fn apply_group(&mut self, core: &Core, input: &[u8]) -> bool {
+    /// Applies the group. `true`: it must wait before it is answered, for values or for another client's
+    /// transaction.
+    pub(super) fn apply_group(&mut self, core: &Core, input: &[u8]) -> bool {
+        self.blocked = core.gate.is_closed();
+        if !self.blocked {
+            self.apply_ops(core, input, 0..self.ops.len());
+        }
+        let waits = self.blocked || self.waiting > 0;
+        if waits {
+            self.cold_input.clear();
+            self.cold_input.extend_from_slice(input);
+        } else {
+            self.cold.clear();
+        }
+        waits
+    }
+
+    /// What the group waited for is over: applies it now, as [`apply_group`](Self::apply_group).
+    pub fn apply_again(&mut self, core: &Core) -> bool {
+        let input = std::mem::take(&mut self.cold_input);
+        self.apply_group(core, &input)
+    }
+
+    /// Applies some operations, and notes which of them wait for values.
+    pub(super) fn apply_ops(&mut self, core: &Core, input: &[u8], range: Range<usize>) {
+        let ops = &mut self.ops[range.clone()];
         if core.durable.failure().is_some() {
-            for op in &mut self.ops {
+            for op in ops {
                 op.answer = Answer::Record(RecordError::Unsynced);
             }
-            return false;
+            return;
         }
         if core.gone.get().is_some() {
-            for run in self.ops.chunk_by_mut(|a, b| a.kind == b.kind) {
+            for run in ops.chunk_by_mut(|a, b| a.kind == b.kind) {
                 match run.first().map(|op| op.kind) {
                     Some(Kind::Add) => {
                         for op in run {
@@ -102,58 +137,52 @@ impl Session {
                 }
             }
         } else {
-            core.apply(input, &mut self.ops);
+            core.apply(input, ops);
         }
-        let mut waiting = 0;
         let mut bad = false;
-        for (index, op) in self.ops.iter().enumerate() {
+        for (index, op) in range.clone().zip(&self.ops[range.clone()]) {
             bad |= matches!(op.answer, Answer::Bad(_));
             match op.answer {
                 Answer::Cold(_) | Answer::Unknown if core.config.load => {
                     let key = core.loads.cold(op.key(input));
                     let sum = key.add(if op.kind == Kind::Add { op.amount } else { 0 });
                     self.cold.push((index, sum, key));
-                    waiting += usize::from(!op.quiet);
+                    self.waiting += usize::from(!op.quiet);
                 }
-                Answer::Aged(_) => waiting += usize::from(!op.quiet),
+                Answer::Aged(_) => self.waiting += usize::from(!op.quiet),
                 _ => {}
             }
         }
         if bad {
             // Looked at again: someone may have mended them.
-            let bad = self
-                .ops
-                .iter()
-                .filter(|op| matches!(op.answer, Answer::Bad(_)));
+            let ops = self.ops[range].iter();
+            let bad = ops.filter(|op| matches!(op.answer, Answer::Bad(_)));
             let keys: Vec<Bytes> = bad
                 .map(|op| Bytes::copy_from_slice(op.key(input)))
                 .collect();
             core.loads.ask_again(self.client.id, keys);
         }
-        if waiting == 0 {
-            self.cold.clear();
-        } else {
-            self.cold_input.clear();
-            self.cold_input.extend_from_slice(input);
-        }
-        self.waiting = waiting;
-        waiting > 0
+    }
+
+    /// Whether the group waits for another client's transaction, not for values.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
     }
 
     /// The keys that the group waits for.
     pub fn cold_keys(&self) -> Vec<Bytes> {
+        self.cold_keys_of(&self.cold_input, 0..self.ops.len())
+    }
+
+    pub(super) fn cold_keys_of(&self, input: &[u8], range: Range<usize>) -> Vec<Bytes> {
         let cold = |op: &&Op| {
             matches!(
                 op.answer,
                 Answer::Cold(_) | Answer::Unknown | Answer::Aged(_)
             )
         };
-        let mut keys: Vec<&[u8]> = self
-            .ops
-            .iter()
-            .filter(cold)
-            .map(|op| op.key(&self.cold_input))
-            .collect();
+        let ops = self.ops[range].iter().filter(cold);
+        let mut keys: Vec<&[u8]> = ops.map(|op| op.key(input)).collect();
         keys.sort_unstable();
         keys.dedup();
         keys.into_iter().map(Bytes::copy_from_slice).collect()
@@ -162,13 +191,25 @@ impl Session {
     /// The values that the group waited for have come, or will not: answers it.
     pub fn finish_cold(&mut self, core: &Core, out: &mut Out) {
         let input = std::mem::take(&mut self.cold_input);
-        self.waiting = 0;
+        let cold = std::mem::take(&mut self.cold);
+        self.settle_cold(core, &input, cold.into_iter());
+        self.settle_aged(core, &input, 0..self.ops.len());
+        self.answer_group(core, out);
+    }
+
+    /// The answers of operations on keys that were not known.
+    pub(super) fn settle_cold(
+        &mut self,
+        core: &Core,
+        input: &[u8],
+        cold: impl Iterator<Item = (usize, i64, Rc<ColdKey>)>,
+    ) {
         let (mut reads, mut increments) = (0, 0);
         let mut state = core.state.borrow_mut();
         let State { table, writer, .. } = &mut *state;
-        for (index, sum, cold) in self.cold.drain(..) {
+        for (index, sum, cold) in cold {
             let op = &mut self.ops[index];
-            let key = op.key(&input);
+            let key = op.key(input);
             let view = table.view(key);
             let is_known = view.is_some_and(|view| view.known || view.bad.is_some());
             if !is_known && op.kind == Kind::Add {
@@ -199,9 +240,16 @@ impl Session {
                 op.answer = Answer::Value(cold.answer(sum, now));
             }
         }
-        for op in &mut self.ops {
+        core.stats.unloaded_reads_total.add(reads);
+        core.stats.unloaded_increments_total.add(increments);
+    }
+
+    /// The answers of reads of values that were not seen for long.
+    pub(super) fn settle_aged(&mut self, core: &Core, input: &[u8], range: Range<usize>) {
+        let table = &core.state.borrow().table;
+        for op in &mut self.ops[range] {
             if let Answer::Aged(pending) = op.answer
-                && let Some(view) = table.view(op.key(&input))
+                && let Some(view) = table.view(op.key(input))
             {
                 op.answer = if let Some(bad) = view.bad {
                     Answer::Bad(bad)
@@ -212,17 +260,28 @@ impl Session {
                 };
             }
         }
-        drop(state);
-        core.stats.unloaded_reads_total.add(reads);
-        core.stats.unloaded_increments_total.add(increments);
-        self.answer_group(core, out);
     }
 
     /// Encodes the answers of the group, which is in the journal by now.
     pub(super) fn answer_group(&mut self, core: &Core, out: &mut Out) {
+        self.note_answers(core, 0..self.ops.len());
+        if self.pieces.is_empty() {
+            for op in self.ops.iter().filter(|op| !op.quiet) {
+                answer(core, op, self.version, out);
+            }
+        } else {
+            let all = self.answer_pieces(core, out, &mut Cursor::default(), usize::MAX);
+            debug_assert!(all);
+        }
+        self.drop_group();
+    }
+
+    /// Counts what was taken and what was refused.
+    pub(super) fn note_answers(&mut self, core: &Core, range: Range<usize>) {
         let mut taken = 0;
         let mut errors = 0;
-        for ops in self.ops.chunks(LANE_MAX) {
+        let ops = &self.ops[range];
+        for ops in ops.chunks(LANE_MAX) {
             let mut lanes = Lanes::default();
             for op in ops {
                 match op.answer {
@@ -235,20 +294,12 @@ impl Session {
             }
             taken += note_taken(core, lanes);
         }
-        if self.pieces.is_empty() {
-            for op in self.ops.iter().filter(|op| !op.quiet) {
-                answer(core, op, self.version, out);
-            }
-        } else {
-            self.answer_pieces(core, out);
-        }
         if errors > 0 {
-            core.notices.refused(&self.ops);
+            core.notices.refused(ops);
         }
         self.took |= taken > 0;
-        core.stats.commands_total.add(self.ops.len() as u64);
+        core.stats.commands_total.add(ops.len() as u64);
         core.stats.errors_total.add(errors);
-        self.drop_group();
     }
 
     /// Forgets what was gathered. A large group is no reason to keep its memory.
@@ -256,6 +307,7 @@ impl Session {
         self.ops.clear();
         self.pieces.clear();
         self.raw.clear();
+        self.waiting = 0;
         if self.ops.capacity() > OPS_KEPT {
             self.ops.shrink_to(GROUP);
         }
@@ -270,45 +322,59 @@ impl Session {
         }
     }
 
-    fn answer_pieces(&self, core: &Core, out: &mut Out) {
-        let mut pieces = self.pieces.iter().peekable();
-        let mut at = 0;
+    /// Encodes answers from `cursor` on, of `ops_max` operations and what a command over several keys adds.
+    /// `false`: there are more.
+    pub(super) fn answer_pieces(
+        &self,
+        core: &Core,
+        out: &mut Out,
+        cursor: &mut Cursor,
+        ops_max: usize,
+    ) -> bool {
+        let Cursor { piece, at } = cursor;
+        let from = *at;
         loop {
-            while let Some(piece) = pieces.next_if(|piece| piece.before == at) {
-                match piece.what {
+            while let Some(next) = self.pieces.get(*piece).filter(|piece| piece.before == *at) {
+                *piece += 1;
+                match next.what {
                     What::Array(len) => encode::array(out, len),
                     What::Raw { start, end } => out.extend_from_slice(&self.raw[start..end]),
                     // Nothing for a key that may have a value would be a lie, so the whole is an error.
                     What::Values(keys) | What::Count(keys)
-                        if self.ops[at..at + keys]
+                        if self.ops[*at..*at + keys]
                             .iter()
                             .any(|op| op.answer == Answer::Unloaded) =>
                     {
                         encode::error(out, UNLOADED);
-                        at += keys;
+                        *at += keys;
                     }
                     What::Values(keys) => {
                         encode::array(out, keys);
-                        for op in &self.ops[at..at + keys] {
+                        for op in &self.ops[*at..*at + keys] {
                             match op.answer {
                                 Answer::Bad(_) => encode::null(out, self.version),
                                 _ => answer(core, op, self.version, out),
                             }
                         }
-                        at += keys;
+                        *at += keys;
                     }
                     What::Count(keys) => {
-                        let exist = self.ops[at..at + keys].iter().filter(|op| exists(op));
+                        let exist = self.ops[*at..*at + keys].iter().filter(|op| exists(op));
                         encode::integer(out, exist.count() as i64);
-                        at += keys;
+                        *at += keys;
                     }
                 }
             }
-            let Some(op) = self.ops.get(at) else { return };
+            let Some(op) = self.ops.get(*at) else {
+                return true;
+            };
             if !op.quiet {
                 answer(core, op, self.version, out);
             }
-            at += 1;
+            *at += 1;
+            if *at - from >= ops_max {
+                return false;
+            }
         }
     }
 }

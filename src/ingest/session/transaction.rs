@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::super::commands::{InMulti, Spec};
 use super::super::core::Core;
 use super::group::{Piece, What};
+use super::large::{LARGE_OPS, Large};
 use super::{Next, ReplyMode, Session};
 use crate::counters::Op;
 use crate::wire::decode::Args;
@@ -40,6 +41,11 @@ impl Transaction {
     /// Commands queued.
     pub(super) fn len(&self) -> u32 {
         self.commands.len() as u32
+    }
+
+    /// The commands' bytes.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     /// It will not run: nothing of it is kept.
@@ -98,37 +104,50 @@ impl Session {
             self.refuse(core, text);
             return None;
         }
-        let Transaction {
-            bytes,
-            ranges,
-            commands,
-            ..
-        } = transaction.unwrap_or_default();
-        self.push_piece(What::Array(commands.len()));
+        let transaction = transaction.unwrap_or_default();
+        core.stats.commands_total.add(1);
+        self.push_piece(What::Array(transaction.commands.len()));
+        if transaction.ranges.len() > LARGE_OPS {
+            self.large = Some(Large::Transaction(transaction));
+            return Some(Next::Large);
+        }
         let reply = self.reply;
         let mut at = 0;
-        for (spec, args) in &commands {
-            let ranges = &ranges[at..at + args];
-            at += args;
+        for command in 0..transaction.commands.len() {
             // Nothing is applied before all is gathered.
-            self.executing = true;
-            self.gather(core, spec, Args::new(&bytes, ranges), ranges);
-            self.executing = false;
-            self.reply = reply;
-            if self.raw.len() > ANSWER_BYTES_MAX {
-                self.drop_group();
-                let text = format!(
-                    "EXECABORT Transaction discarded because its answers take more than \
-                     {ANSWER_BYTES_MAX} bytes"
-                );
-                self.refuse(core, &text);
-                return None;
-            }
+            at = self.gather_queued(core, &transaction, command, at, reply)?;
         }
         if reply == ReplyMode::SkipNext {
             self.reply = ReplyMode::On;
         }
-        core.stats.commands_total.add(1);
-        (self.finish_group(core, &bytes, out) == Next::Cold).then_some(Next::Cold)
+        (self.finish_group(core, &transaction.bytes, out) == Next::Cold).then_some(Next::Cold)
+    }
+
+    /// Gathers one command of a transaction, whose arguments begin at `at`; returns where those of the next one
+    /// do. `None`: the answers take too much, and nothing of the transaction is done.
+    pub(super) fn gather_queued(
+        &mut self,
+        core: &Core,
+        transaction: &Transaction,
+        command: usize,
+        at: usize,
+        reply: ReplyMode,
+    ) -> Option<usize> {
+        let (spec, args) = transaction.commands[command];
+        let ranges = &transaction.ranges[at..at + args];
+        self.executing = true;
+        self.gather(core, spec, Args::new(&transaction.bytes, ranges), ranges);
+        self.executing = false;
+        self.reply = reply;
+        if self.raw.len() > ANSWER_BYTES_MAX {
+            self.drop_group();
+            let text = format!(
+                "EXECABORT Transaction discarded because its answers take more than \
+                 {ANSWER_BYTES_MAX} bytes"
+            );
+            self.refuse(core, &text);
+            return None;
+        }
+        Some(at + args)
     }
 }
