@@ -24,6 +24,7 @@ pub mod size;
 pub mod source;
 mod store_url;
 mod text;
+mod units;
 mod written;
 
 use std::path::PathBuf;
