@@ -24,6 +24,7 @@ pub mod size;
 pub mod source;
 mod store_url;
 mod text;
+mod units;
 mod written;
 
 use std::path::PathBuf;
@@ -132,6 +133,7 @@ pub struct Flush {
     /// Distinct keys in one batch.
     pub batch_keys: usize,
     /// How a batch reaches the store.
+    #[serde(with = "choice")]
     pub delivery: Delivery,
     /// How long an applied segment is kept, to be replayed if the store turns out to have lost it.
     #[serde(with = "duration")]
@@ -146,6 +148,7 @@ pub struct Flush {
 #[serde(deny_unknown_fields)]
 pub struct Journal {
     /// When it is forced to the disk.
+    #[serde(with = "choice")]
     pub sync: SyncPolicy,
 }
 
@@ -167,8 +170,10 @@ pub struct Publish {
 #[serde(deny_unknown_fields)]
 pub struct Reply {
     /// What the first reply for a key counts from.
+    #[serde(with = "choice")]
     pub cold: Cold,
     /// What a read of a key never seen is answered when its value does not come in time.
+    #[serde(with = "choice")]
     pub on_timeout: OnTimeout,
     /// The longest that a reply waits for the store's value.
     #[serde(with = "duration")]
@@ -222,8 +227,10 @@ pub struct Admin {
 #[serde(deny_unknown_fields)]
 pub struct Log {
     /// The least severe lines that are logged.
+    #[serde(with = "choice")]
     pub level: LogLevel,
     /// How lines look.
+    #[serde(with = "choice")]
     pub format: LogFormat,
 }
 

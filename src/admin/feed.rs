@@ -31,7 +31,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame};
@@ -43,6 +43,7 @@ use super::Context as Daemon;
 use super::samples::{Rates, SAMPLES_MAX, Sample, Took, minute_ago, rates, ratio, took};
 use crate::health::Phase;
 use crate::hot::Hot;
+use crate::time::unix_ms;
 
 /// Between two samples, and between two states.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -321,10 +322,6 @@ impl Body for Events {
 
 fn ms(duration: Duration) -> u64 {
     duration.as_millis() as u64
-}
-
-pub(super) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, ms)
 }
 
 #[cfg(test)]

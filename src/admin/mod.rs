@@ -8,6 +8,7 @@
 //! 4. There is no authentication: who reaches the address may read. What is served is numbers, and
 //!    on the page the names of the hottest keys; never a secret.
 
+mod body;
 pub mod feed;
 mod guard;
 pub mod metrics;

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use hyper::header::{CONTENT_SECURITY_POLICY, HeaderValue};
 use hyper::{Response, StatusCode};
 
-use super::routes::{Body, line, whole};
+use super::body::{Body, line, whole};
 
 const PAGE: &str = include_str!("page.html");
 /// Stands in the page where the nonce is to be.

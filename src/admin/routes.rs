@@ -1,10 +1,6 @@
 //! What is answered to each path.
 
-use std::convert::Infallible;
-
-use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName,
     HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
@@ -12,15 +8,13 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::Context;
+use super::body::{Body, line, whole};
 use super::feed::{Feed, STREAMS_MAX};
 use super::guard::{self, Hosts};
 use super::metrics;
 use super::page::page;
 use super::places::CONNECTIONS_MAX;
 use crate::health::Phase;
-
-/// A whole body, or a stream.
-pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// The paths that there are.
 const PATHS: &str = "/ /healthz /readyz /metrics";
@@ -29,7 +23,6 @@ const HEALTH: [&str; 2] = ["/healthz", "/readyz"];
 /// What is no page needs no right to anything.
 const NOTHING: HeaderValue = HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Headers of every answer.
 const ALWAYS: [(HeaderName, HeaderValue); 4] = [
     (CACHE_CONTROL, HeaderValue::from_static("no-store")),
@@ -131,19 +124,5 @@ fn events(context: &Context) -> Response<Body> {
     };
     let mut response = Response::new(events.boxed_unsync());
     response.headers_mut().insert(CONTENT_TYPE, EVENTS);
-    response
-}
-
-/// A line of text.
-pub fn line(status: StatusCode, text: &str) -> Response<Body> {
-    let mut response = whole(TEXT, format!("{text}\n"));
-    *response.status_mut() = status;
-    response
-}
-
-/// A whole body.
-pub fn whole(content_type: HeaderValue, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

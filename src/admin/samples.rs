@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::feed::unix_ms;
 use crate::stats::{Number, Stats};
+use crate::time::unix_ms;
 
 /// Samples kept.
 pub const SAMPLES_MAX: usize = 301;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserializer, Serializer};
 
+use super::units::{self, Units};
+
 /// What an error says would be right.
 pub(super) const EXPECTED: &str =
     "a duration of at most \"365d\" with its unit, such as \"1s\", \"50ms\" or \"2m\"";
@@ -13,8 +15,8 @@ pub(super) const EXPECTED: &str =
 /// The longest duration taken, so that adding one to a clock's reading can never overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
-/// Units and their length in nanoseconds, the longest first.
-const UNITS: [(&str, u128); 7] = [
+/// In nanoseconds.
+const UNITS: &Units = &[
     ("d", 86_400_000_000_000),
     ("h", 3_600_000_000_000),
     ("m", 60_000_000_000),
@@ -26,28 +28,17 @@ const UNITS: [(&str, u128); 7] = [
 
 /// Reads a duration as it is written; `None` if it is not one.
 pub fn parse(text: &str) -> Option<Duration> {
-    let digits_end = text.find(|c: char| !c.is_ascii_digit())?;
-    let (digits, unit) = text.split_at(digits_end);
-    let (_, unit_nanos) = UNITS.into_iter().find(|(name, _)| *name == unit)?;
-    let nanos = u128::from(digits.parse::<u64>().ok()?) * unit_nanos;
-    if nanos > LONGEST.as_nanos() {
-        return None;
-    }
-    Some(Duration::from_nanos(u64::try_from(nanos).ok()?))
+    let duration = Duration::from_nanos(units::parse(text, UNITS)?);
+    (duration <= LONGEST).then_some(duration)
 }
 
 /// Writes a duration in the longest unit that divides it, so that [`parse`] gives it back.
 pub fn format(duration: Duration) -> String {
-    let nanos = duration.as_nanos();
-    if nanos == 0 {
+    if duration.is_zero() {
         return "0s".to_owned();
     }
-    let (unit, unit_nanos) = UNITS
-        .into_iter()
-        .find(|(_, unit_nanos)| nanos.is_multiple_of(*unit_nanos))
-        // Not reached: one nanosecond divides everything.
-        .unwrap_or(("ns", 1));
-    format!("{}{unit}", nanos / unit_nanos)
+    // 64 bits of nanoseconds are 584 years.
+    units::format(duration.as_nanos() as u64, UNITS)
 }
 
 pub(super) fn serialize<S: Serializer>(

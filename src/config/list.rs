@@ -3,10 +3,11 @@
 //! A name that is a number may be written as one (`allow_uids = [33, "deploy"]`); it is kept as text
 //! either way.
 
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::Serializer;
+use toml::Value;
+
+use super::text::found;
 
 /// What an error says would be right.
 const EXPECTED: &str =
@@ -20,65 +21,24 @@ pub(super) fn deserialize<'de, D>(deserializer: D) -> Result<Vec<String>, D::Err
 where
     D: Deserializer<'de>,
 {
-    deserializer.deserialize_any(ListVisitor)
-}
-
-struct ListVisitor;
-
-impl<'de> Visitor<'de> for ListVisitor {
-    type Value = Vec<String>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EXPECTED)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Vec<String>, E> {
-        // A variable can be set to nothing, which is a list of none.
-        let names = text.split(',').map(str::trim);
-        Ok(names
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
-        let mut names = Vec::new();
-        while let Some(Name(name)) = list.next_element()? {
-            names.push(name);
+    let refused = |value: &Value| D::Error::invalid_type(found(value), &EXPECTED);
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => {
+            // A variable can be set to nothing, which is a list of none.
+            let names = text.split(',').map(str::trim);
+            let names = names.filter(|name| !name.is_empty());
+            Ok(names.map(str::to_owned).collect())
         }
-        Ok(names)
-    }
-}
-
-/// One of a list.
-struct Name(String);
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NameVisitor).map(Name)
-    }
-}
-
-struct NameVisitor;
-
-impl Visitor<'_> for NameVisitor {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EXPECTED)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
-        Ok(text.to_owned())
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<String, E> {
-        Ok(number.to_string())
-    }
-
-    fn visit_i64<E: Error>(self, number: i64) -> Result<String, E> {
-        // A negative one is no number of a user: whoever looks it up says so.
-        Ok(number.to_string())
+        Value::Array(list) => {
+            let names = list.into_iter().map(|name| match name {
+                Value::String(name) => Ok(name),
+                // A negative one is no number of a user: whoever looks it up says so.
+                Value::Integer(number) => Ok(number.to_string()),
+                other => Err(refused(&other)),
+            });
+            names.collect()
+        }
+        other => Err(refused(&other)),
     }
 }
 

@@ -223,8 +223,8 @@ mod tests {
         let error = load(&Flags::default(), &environment).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "flush.intervall: unknown key; [flush] has batch_keys, delivery, interval, max_keys, \
-             max_retained_bytes, retain (env TALLYD_FLUSH__INTERVALL)\n\
+            "flush.intervall: unknown key; [flush] has interval, max_keys, batch_keys, delivery, \
+             retain, max_retained_bytes (env TALLYD_FLUSH__INTERVALL)\n\
              log.level: unknown key; the variable is TALLYD_LOG__LEVEL (env TALLYD_LOG_LEVEL)"
         );
     }
@@ -298,6 +298,37 @@ mod tests {
                  unit, such as \"1s\", \"50ms\" or \"2m\" (file tallyd.toml:3)",
             ]
         );
+    }
+
+    #[test]
+    fn a_key_has_its_line_however_it_is_written() {
+        assert_eq!(
+            faults(
+                "log = { level = \"loud\" } # level\nview.\"max_age\" = \"\"\n\n[flush]\n\
+                 note = \"\"\"\ninterval = 1\n\"\"\"\n'interval' = 2026-01-01\n\
+                 max_keys = 99999999999999999999\n"
+            ),
+            [
+                "flush.note: unknown key; [flush] has interval, max_keys, batch_keys, delivery, \
+                 retain, max_retained_bytes (file tallyd.toml:5)",
+                "flush.max_keys: is a number beyond 64 bits; expected a smaller number \
+                 (file tallyd.toml:9)",
+                "flush.interval: is a date; expected a duration of at most \"365d\" with its \
+                 unit, such as \"1s\", \"50ms\" or \"2m\" (file tallyd.toml:8)",
+                "log.level: is \"loud\"; expected \"error\", \"warn\", \"info\", \"debug\" or \
+                 \"trace\" (file tallyd.toml:1)",
+                "view.max_age: is \"\"; expected a duration of at most \"365d\" with its unit, \
+                 such as \"1s\", \"50ms\" or \"2m\" (file tallyd.toml:2)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_bad_value_under_a_bad_one_is_reported_as_well() {
+        let (_directory, mut flags) = file("[log]\nlevel = \"loud\"\n");
+        flags.log_level = Some("louder".to_owned());
+        let error = load(&flags, &environment()).unwrap_err();
+        assert_eq!(error.faults().len(), 2, "{error}");
     }
 
     #[test]

@@ -1,42 +1,33 @@
 //! Sizes as they are written: a number of bytes, or `"256MiB"`.
 
-use std::fmt;
-
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, Unexpected};
 use serde::ser::{Error as _, Serializer};
+use toml::Value;
+
+use super::text::found;
+use super::units::{self, Units};
 
 /// What an error says would be right.
 const EXPECTED: &str = "a size in bytes, such as 65536, \"1KiB\" or \"256MiB\"";
 
-/// Units and their length in bytes, the largest first.
-const UNITS: [(&str, u64); 5] = [
+/// In bytes; what has no unit is bytes, too.
+const UNITS: &Units = &[
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
     ("B", 1),
+    ("", 1),
 ];
 
 /// Reads a size as it is written; `None` if it is not one.
 pub fn parse(text: &str) -> Option<u64> {
-    let digits_end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, unit) = text.split_at(digits_end);
-    let unit_bytes = match unit {
-        "" => 1,
-        unit => UNITS.into_iter().find(|(name, _)| *name == unit)?.1,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit_bytes)
+    units::parse(text, UNITS)
 }
 
 /// Writes a size in the largest unit that divides it, so that [`parse`] gives it back.
 pub fn format(bytes: u64) -> String {
-    let (unit, unit_bytes) = UNITS
-        .into_iter()
-        .find(|(_, unit_bytes)| bytes != 0 && bytes.is_multiple_of(*unit_bytes))
-        .unwrap_or(("B", 1));
-    format!("{}{unit}", bytes / unit_bytes)
+    units::format(bytes, UNITS)
 }
 
 pub(super) fn serialize<T, S>(bytes: &T, serializer: S) -> Result<S::Ok, S::Error>
@@ -55,31 +46,15 @@ where
     T: TryFrom<u64>,
     D: Deserializer<'de>,
 {
-    let bytes = deserializer.deserialize_any(Bytes)?;
+    let value = Value::deserialize(deserializer)?;
+    let bytes = match &value {
+        Value::Integer(bytes) => u64::try_from(*bytes).ok(),
+        Value::String(text) => parse(text),
+        _ => None,
+    };
+    let bytes = bytes.ok_or_else(|| D::Error::invalid_value(found(&value), &EXPECTED))?;
     T::try_from(bytes)
         .map_err(|_| D::Error::invalid_value(Unexpected::Unsigned(bytes), &"a smaller size"))
-}
-
-struct Bytes;
-
-impl Visitor<'_> for Bytes {
-    type Value = u64;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EXPECTED)
-    }
-
-    fn visit_u64<E: Error>(self, bytes: u64) -> Result<u64, E> {
-        Ok(bytes)
-    }
-
-    fn visit_i64<E: Error>(self, bytes: i64) -> Result<u64, E> {
-        u64::try_from(bytes).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &EXPECTED))
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
-        parse(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &EXPECTED))
-    }
 }
 
 #[cfg(test)]

@@ -6,10 +6,12 @@
 use std::fmt;
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
-use serde::de::{Error, Unexpected, Visitor};
+use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use toml::Value;
 
 use super::secret::{MASK, Secret};
+use super::text::found;
 
 /// What an error says would be right.
 const EXPECTED: &str = "\"embedded\", \"redis://HOST:PORT/DB\", \"rediss://HOST:PORT/DB\" or \
@@ -116,20 +118,10 @@ fn has_raw_password(text: &str) -> bool {
     !is_path && behind.contains('@')
 }
 
+/// The same store for the same user: what is shown, and the password that is not.
 impl PartialEq for StoreUrl {
     fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Embedded, Self::Embedded) => true,
-            (Self::Redis(a), Self::Redis(b)) => {
-                let (x, y) = (a.redis_settings(), b.redis_settings());
-                a.addr() == b.addr()
-                    && x.db() == y.db()
-                    && x.username() == y.username()
-                    && x.password() == y.password()
-                    && x.protocol() == y.protocol()
-            }
-            _ => false,
-        }
+        self.to_string() == other.to_string() && self.password() == other.password()
     }
 }
 
@@ -221,22 +213,13 @@ impl Serialize for StoreUrl {
 
 impl<'de> Deserialize<'de> for StoreUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(Text)
-    }
-}
-
-struct Text;
-
-impl Visitor<'_> for Text {
-    type Value = StoreUrl;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EXPECTED)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<StoreUrl, E> {
-        StoreUrl::parse(text)
-            .map_err(|error| E::invalid_value(Unexpected::Other(&error.to_string()), &EXPECTED))
+        let value = Value::deserialize(deserializer)?;
+        let Some(text) = value.as_str() else {
+            return Err(D::Error::invalid_type(found(&value), &EXPECTED));
+        };
+        Self::parse(text).map_err(|error| {
+            D::Error::invalid_value(Unexpected::Other(&error.to_string()), &EXPECTED)
+        })
     }
 }
 

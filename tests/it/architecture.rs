@@ -1,5 +1,7 @@
 //! The order of the rooms: each may use itself and those that the table names, none further down.
+//! Within a room the files go one way, too.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,11 @@ struct Room {
 const fn room(name: &'static str, uses: &'static [&'static str]) -> Room {
     Room { name, uses }
 }
+
+/// The rooms whose files do not all use each other in one direction: the owner of the counters and
+/// the connections know each other. What a room itself (`mod.rs`) says is not counted: a parent and
+/// its children know each other.
+const WITH_CIRCLES: &[&str] = &["ingest"];
 
 /// The rooms, in the order in which an increment passes through them, then what assembles them.
 ///
@@ -84,7 +91,7 @@ const ROOMS: &[Room] = &[
             "flush",
         ],
     ),
-    room("admin", &["stats", "health", "hot", "socket"]),
+    room("admin", &["time", "stats", "health", "hot", "socket"]),
     // What the service manager hands over and is told.
     room("systemd", &["stats", "health"]),
     // Typed and checked; each room gets a struct of its own made of it, by `daemon`.
@@ -108,22 +115,23 @@ const ROOMS: &[Room] = &[
     ),
 ];
 
-/// The rooms that a source text names, by `crate::` or a list behind it, with the line.
-fn uses(source: &str) -> Vec<(usize, String)> {
+/// What a source text names behind `path` (`crate::`), or in a list behind it, with the line.
+fn uses(source: &str, path: &str) -> Vec<(usize, String)> {
+    let list = format!("{path}{{");
     let mut found = Vec::new();
     for (index, line) in source.lines().enumerate() {
         let code = line.split("//").next().unwrap_or_default();
-        for (at, _) in code.match_indices("crate::") {
-            // `$crate::`, `mycrate::`
+        for (at, _) in code.match_indices(path) {
+            // `$crate::`, `mycrate::`, `super::super::`
             let before = code[..at].chars().next_back();
-            if before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == '$') {
+            if before.is_some_and(|c| c.is_alphanumeric() || "_$:".contains(c)) {
                 continue;
             }
-            let rest = &code[at + "crate::".len()..];
+            let rest = &code[at + path.len()..];
             if rest.starts_with('{') {
                 // The list may go on over the lines that follow.
                 let from: String = source.lines().skip(index).collect::<Vec<_>>().join("\n");
-                let from = from.split_once("crate::{").map_or("", |(_, list)| list);
+                let from = from.split_once(&list).map_or("", |(_, list)| list);
                 found.extend(listed(from).map(|name| (index + 1, name)));
             } else {
                 found.push((index + 1, first_name(rest)));
@@ -168,11 +176,49 @@ fn wrong_ways(room: &str, source: &str) -> Vec<String> {
     let Some(own) = ROOMS.iter().find(|known| known.name == room) else {
         return vec![format!("{room} is no room of the table")];
     };
-    uses(source)
+    uses(source, "crate::")
         .into_iter()
         .filter(|(_, used)| used != room && !own.uses.contains(&used.as_str()))
         .map(|(line, used)| format!("line {line}: {room} must not use {used}"))
         .collect()
+}
+
+/// For each file directly in a room's folder, the others that it uses, its tests apart.
+fn uses_within(room: &str, folder: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let mut uses_of = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("sources are there") {
+        let path = entry.expect("listed").path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if let Some(name) = name.strip_suffix(".rs")
+            && name != "mod"
+        {
+            let source = fs::read_to_string(&path).expect("text");
+            let source = source.split("#[cfg(test)]").next().unwrap_or_default();
+            let mut used = BTreeSet::new();
+            for path in ["super::", &format!("crate::{room}::")] {
+                used.extend(uses(source, path).into_iter().map(|(_, used)| used));
+            }
+            uses_of.insert(name.to_owned(), used);
+        }
+    }
+    uses_of
+}
+
+/// The files of which each uses another one and is used by another one: those of the circles, and
+/// those between two circles.
+fn in_circles(mut uses_of: BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    loop {
+        let known = uses_of.len();
+        let names: BTreeSet<String> = uses_of.keys().cloned().collect();
+        uses_of.retain(|_, used| !used.is_disjoint(&names));
+        let used: BTreeSet<String> = uses_of.values().flatten().cloned().collect();
+        uses_of.retain(|name, _| used.contains(name));
+        if uses_of.len() == known {
+            return uses_of.into_keys().collect();
+        }
+    }
 }
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -211,6 +257,41 @@ fn every_room_uses_only_rooms_above_it() {
         );
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_of_a_room_use_each_other_in_one_direction() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for Room { name, .. } in ROOMS {
+        let folder = src.join(name);
+        if folder.is_dir() && !WITH_CIRCLES.contains(name) {
+            assert_eq!(in_circles(uses_within(name, &folder)), [""; 0], "{name}");
+        }
+    }
+}
+
+#[test]
+fn circles_between_files_are_found() {
+    let files = [
+        // A list over several lines, a path in the body, the room by its name.
+        ("a", "use super::{\n    Context,\n    b::{self, B},\n};"),
+        ("b", "fn f() { crate::room::c::g() }"),
+        ("c", "// super::d\nuse super::a::A;"),
+        ("d", "use super::{a, e};"),
+        (
+            "e",
+            "use super::super::d;\n#[cfg(test)]\nmod tests { use super::d; }",
+        ),
+    ];
+    let folder = tempfile::tempdir().expect("a directory");
+    for (name, source) in files {
+        fs::write(folder.path().join(name).with_extension("rs"), source).expect("written");
+    }
+    let uses_of = uses_within("room", folder.path());
+    assert_eq!(in_circles(uses_of.clone()), ["a", "b", "c"]);
+    let mut opened = uses_of;
+    opened.remove("c");
+    assert_eq!(in_circles(opened), [""; 0]);
 }
 
 #[test]
