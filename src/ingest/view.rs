@@ -489,10 +489,8 @@ impl Core {
 
     /// Whoever waits for this key's value can be answered, if it is known now.
     fn known(&self, table: &Table, key: &[u8]) {
-        self.loads.known(key, || {
-            let view = table.view(key).filter(|view| view.known)?;
-            Some(view.value.saturating_add(view.pending))
-        });
+        self.loads
+            .known(key, || table.view(key).filter(|view| view.known));
     }
 
     /// The store went back in time: no clock holds any more.

@@ -79,6 +79,9 @@ fn large_ones_are_answered_as_redis_answers_them() {
         }
     }
     daemon.flush();
+    for server in [&redis, &store] {
+        server.cli(&["DEL", "word", "list"]);
+    }
     assert_eq!(store.counters(), redis.counters());
 }
 

@@ -17,6 +17,8 @@ pub use queue::{KEY_BYTES, Waiter};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::counters::View;
+
 /// So long after a failed read no answer waits.
 const AWAY: Duration = Duration::from_secs(1);
 /// A read of fewer keys is small: one at a time is under way, so that those of a moment gather.
@@ -39,6 +41,8 @@ pub const OWN: u64 = 0;
 pub struct ColdKey {
     total: Cell<i64>,
     base: Cell<Option<i64>>,
+    /// Whether the store had the key before anything of this was added to it.
+    existed: Cell<bool>,
 }
 
 impl ColdKey {
@@ -55,6 +59,11 @@ impl ColdKey {
             .get()
             .unwrap_or_else(|| view.wrapping_sub(self.total.get()));
         base.wrapping_add(sum)
+    }
+
+    /// Whether a read that came before any addition finds the key; `None`: that is not known yet.
+    pub fn existed(&self) -> Option<bool> {
+        self.base.get().map(|_| self.existed.get())
     }
 }
 
@@ -105,12 +114,17 @@ impl Loads {
     }
 
     /// The value of `key` has become known; `view` is the view with it.
-    pub fn known(&self, key: &[u8], view: impl FnOnce() -> Option<i64>) {
+    pub fn known(&self, key: &[u8], view: impl FnOnce() -> Option<View>) {
         let mut cold = self.cold.borrow_mut();
         if let Some(known) = cold.get(key)
             && let Some(view) = view()
         {
-            known.base.set(Some(view.wrapping_sub(known.total.get())));
+            let total = known.total.get();
+            let base = view.value.saturating_add(view.pending).wrapping_sub(total);
+            known.base.set(Some(base));
+            // What began at zero and is flushed in part was brought about by these additions.
+            let existed = view.stored && (base != 0 || view.pending == total);
+            known.existed.set(existed);
             // Whoever waits has it; from now on operations find the key known.
             cold.remove(key);
         }

@@ -233,7 +233,8 @@ impl Session {
                 if op.kind == Kind::Get || taken_back {
                     op.answer = Answer::Bad(bad);
                 }
-            } else if matches!(op.answer, Answer::Unknown) && !view.stored {
+            } else if matches!(op.answer, Answer::Unknown) && !cold.existed().unwrap_or(view.stored)
+            {
                 op.answer = Answer::Missing;
             } else {
                 // Also if the value did not come: then on what was last known of it, if anything.
