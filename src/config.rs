@@ -20,6 +20,7 @@ pub mod mode;
 mod password;
 mod reload;
 mod secret;
+mod sentinel_url;
 pub mod size;
 pub mod source;
 mod store_url;
@@ -37,6 +38,7 @@ pub use fault::{ConfigError, Fault};
 pub use load::Loaded;
 pub use reload::{Changes, RELOADABLE, changes};
 pub use secret::Secret;
+pub use sentinel_url::SentinelUrl;
 pub use source::{Environment, Flags, Origin, Origins};
 pub use store_url::{StoreUrl, StoreUrlError};
 
@@ -107,8 +109,7 @@ pub struct Listen {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
-    /// Which store. Once loaded, its connection info carries the password, wherever that came
-    /// from.
+    /// Which store. Once loaded, its login carries the password, wherever that came from.
     pub url: StoreUrl,
     /// A file that holds the store's password.
     #[serde(with = "text::optional")]
@@ -117,6 +118,13 @@ pub struct Store {
     /// Not a key of its own.
     #[serde(skip)]
     pub password: Option<Secret>,
+    /// A file that holds the password of the Sentinels.
+    #[serde(with = "text::optional")]
+    pub sentinel_password_file: Option<PathBuf>,
+    /// The password of the Sentinels: from `sentinel_password_file`, else the service's
+    /// credentials. Not a key of its own.
+    #[serde(skip)]
+    pub sentinel_password: Option<Secret>,
 }
 
 /// `[flush]`
@@ -254,6 +262,8 @@ impl Config {
                 url: StoreUrl::Embedded,
                 password_file: None,
                 password: None,
+                sentinel_password_file: None,
+                sentinel_password: None,
             },
             flush: Flush {
                 interval: Duration::from_secs(1),

@@ -2,18 +2,17 @@
 
 use std::sync::{Arc, OnceLock};
 
-use ::redis::ConnectionInfo;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::admin::feed::Feed;
 use crate::admin::{self, AdminError};
-use crate::config::{AdminListen, Cold, Config, Delivery, OnTimeout, SyncPolicy};
+use crate::config::{AdminListen, Cold, Config, Delivery, OnTimeout, StoreUrl, SyncPolicy};
 use crate::flush::FlushConfig;
 use crate::flush::stage::Durable;
 use crate::ingest::{Access, IngestConfig};
 use crate::socket::ListenError;
-use crate::store::redis::{self, RedisConfig};
+use crate::store::redis::{self, Place, RedisConfig, SentinelConfig};
 
 /// The admin server, started, where one is asked for.
 ///
@@ -45,17 +44,31 @@ pub(super) fn admin(config: &Config, shared: &Shared) -> Result<Option<admin::Se
         .map(Some)
 }
 
-/// For the Redis store.
-pub(super) fn redis(config: &Config, info: &ConnectionInfo) -> RedisConfig {
-    RedisConfig {
-        info: info.clone(),
+/// For the Redis store; `None` where the store is the embedded one.
+pub(super) fn redis(config: &Config) -> Option<RedisConfig> {
+    let place = match &config.store.url {
+        StoreUrl::Embedded => return None,
+        StoreUrl::Redis(info) => Place::Server(info.addr().clone()),
+        StoreUrl::Sentinel(url) => {
+            let password = config.store.sentinel_password.as_ref();
+            Place::Sentinels(SentinelConfig {
+                sentinels: url.sentinels.clone(),
+                master: url.master.clone(),
+                is_tls: url.is_tls,
+                password: password.map(|secret| secret.expose().to_owned()),
+            })
+        }
+    };
+    Some(RedisConfig {
+        place,
+        login: config.store.url.login()?.clone(),
         delivery: match config.flush.delivery {
             Delivery::ExactlyOnce => redis::Delivery::ExactlyOnce,
             Delivery::AtLeastOnce => redis::Delivery::AtLeastOnce,
         },
         channel: config.publish.channel.clone(),
         timeouts: redis::Timeouts::default(),
-    }
+    })
 }
 
 /// Who may connect, and which keys they may use.
@@ -92,7 +105,7 @@ pub(super) fn flush(config: &Config) -> FlushConfig {
     FlushConfig {
         interval: config.flush.interval,
         exactly_once: config.flush.delivery == Delivery::ExactlyOnce
-            || config.store.url.connection_info().is_none(),
+            || config.store.url == StoreUrl::Embedded,
         retain: config.flush.retain,
         durable: match config.journal.sync {
             SyncPolicy::Never => Durable::Nothing,

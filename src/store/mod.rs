@@ -236,6 +236,14 @@ pub enum StoreError {
         /// What was seen and what was due.
         message: String,
     },
+    /// No Sentinel names a master that is one.
+    #[error("no master {name:?}: {said}")]
+    NoMaster {
+        /// What the Sentinels were asked for.
+        name: String,
+        /// What each said, and what became of it.
+        said: String,
+    },
     /// The embedded database failed.
     #[error("embedded store {path}: {source}")]
     Embedded {
@@ -285,6 +293,15 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Any [`StoreError`]; the caller retries with back-off.
     fn subscribe(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
+
+    /// Follows where the store moves to, for as long as this is polled: it does not end. Only a store
+    /// that moves has something to do here; it is used in the same manner meanwhile.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time: each new connection finds the store by itself.
+    fn follow(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// A subscription.

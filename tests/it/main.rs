@@ -38,6 +38,7 @@ mod protocol;
 mod publish;
 mod readme;
 mod reads;
+mod sentinel;
 mod shutdown;
 mod simulation;
 mod state_dir;

@@ -123,7 +123,9 @@ impl<S: Store> Flush<S> {
 /// The number of failures of this kind.
 fn kind_of<'a>(pause: &Pause, stats: &'a Stats) -> &'a Number {
     match pause {
-        Pause::Trouble(StoreError::Io { .. }) => &stats.retries_io_total,
+        Pause::Trouble(StoreError::Io { .. } | StoreError::NoMaster { .. }) => {
+            &stats.retries_io_total
+        }
         Pause::Trouble(StoreError::Timeout { .. }) => &stats.retries_timeout_total,
         Pause::Trouble(StoreError::Refused { .. }) => &stats.retries_refused_total,
         Pause::Trouble(StoreError::Protocol { .. }) => &stats.retries_protocol_total,

@@ -45,7 +45,7 @@ impl RedisLane {
         config: &RedisConfig,
         identity: Identity,
     ) -> Result<(Self, Standing), StoreError> {
-        let login = config.info.redis_settings();
+        let login = &config.login;
         let token_key = token_key(identity.node);
         let standing = match config.delivery {
             Delivery::ExactlyOnce => {
