@@ -144,6 +144,11 @@ pub struct Flush {
     /// How long an applied segment is kept, to be replayed if the store turns out to have lost it.
     #[serde(with = "duration")]
     pub retain: Duration,
+    /// So many replicas must have an applied segment before it is let go, besides `retain`.
+    pub replicas: usize,
+    /// The longest that they are waited for at a time.
+    #[serde(with = "duration")]
+    pub replicas_timeout: Duration,
 }
 
 /// `[journal]`
@@ -271,6 +276,8 @@ impl Config {
                 batch_keys: 1_000,
                 delivery: Delivery::ExactlyOnce,
                 retain: Duration::from_secs(30),
+                replicas: 0,
+                replicas_timeout: Duration::from_millis(100),
             },
             journal: Journal {
                 sync: SyncPolicy::Interval,

@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "flush.intervall: unknown key; [flush] has batch_keys, delivery, interval, max_keys, \
-             retain (env TALLYD_FLUSH__INTERVALL)\n\
+             replicas, replicas_timeout, retain (env TALLYD_FLUSH__INTERVALL)\n\
              log.level: unknown key; the variable is TALLYD_LOG__LEVEL (env TALLYD_LOG_LEVEL)"
         );
     }

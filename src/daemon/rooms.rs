@@ -107,6 +107,8 @@ pub(super) fn flush(config: &Config) -> FlushConfig {
         exactly_once: config.flush.delivery == Delivery::ExactlyOnce
             || config.store.url == StoreUrl::Embedded,
         retain: config.flush.retain,
+        replicas: config.flush.replicas as u32,
+        replicas_timeout: config.flush.replicas_timeout,
         durable: match config.journal.sync {
             SyncPolicy::Never => Durable::Nothing,
             SyncPolicy::Interval => Durable::Sealed,

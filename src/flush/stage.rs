@@ -8,7 +8,8 @@
 //!    token.
 //! 4. A delta leaves the batch that it was sealed in only into the rejected file, and that is
 //!    durable first.
-//! 5. A segment's file is removed only after its last batch is applied and `retain` has passed.
+//! 5. A segment's file is removed only after its last batch is applied, `retain` has passed, and
+//!    `replicas` have it; or where a limit of the journal leaves no choice.
 //! 6. A sealed segment is made durable while it is sent, and the next one is sealed only after that:
 //!    a power cut takes no more than what came since the last flush began. The store may then have
 //!    batches of which the journal does not tell: recovery begins far above them.
@@ -43,7 +44,7 @@ use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, Names, Sealed, Writer};
 use crate::repeats::Repeats;
 use crate::stats::Stats;
-use crate::store::{KeyError, RunId, Store, StoreError};
+use crate::store::{KeyError, Lane, RunId, Store, StoreError};
 use crate::time::unix_ms;
 
 /// First pause after a failure; it doubles with each further one, up to [`PAUSE_MAX`].
@@ -53,6 +54,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Segments retained at most: each holds a descriptor and a map. Epochs that end faster than one in
 /// 30 ms are retained for less than 30 s.
 pub const RETAINED_SEGMENTS_MAX: usize = 1000;
+/// Between two counts of replicas that are too few: each may hold up flushing for the time-out.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 /// Keys of one read.
 const READ_KEYS_MAX: usize = 1000;
 /// How often an idle stage shows that it is alive.
@@ -94,6 +97,10 @@ pub struct FlushConfig {
     pub exactly_once: bool,
     /// How long an applied segment is kept.
     pub retain: Duration,
+    /// So many replicas must have it before it is let go.
+    pub replicas: u32,
+    /// How long they are waited for at a time.
+    pub replicas_timeout: Duration,
     /// What a power cut may take.
     pub durable: Durable,
     /// Bound on the bytes of records that are not in the store.
@@ -184,8 +191,17 @@ pub struct Flush<S: Store> {
     lane: Option<S::Lane>,
     /// What the lane's token names, once this run has signed it.
     token: Option<u64>,
+    /// Whether something was written on the lane: replicas are counted for that and all before it.
+    has_written: bool,
     /// When the store was last seen to have all that is `applied`.
     confirmed: Option<Instant>,
+    /// Whether the store has moved since it was last connected to.
+    has_moved: bool,
+    /// The last batch that enough replicas are known to have.
+    replicated: u64,
+    /// Whether the replicas that have it were too few, and when they are counted again.
+    are_few: bool,
+    count_due: Instant,
     applied: u64,
     uncertain: bool,
     claimed: bool,
@@ -215,6 +231,8 @@ struct Lines {
     unwritten: Repeats,
     unsynced: Repeats,
     files: Repeats,
+    replicas: Repeats,
+    unreplicated: Repeats,
 }
 
 /// Why a step was not finished; it is tried again.
@@ -273,7 +291,12 @@ impl<S: Store> Flush<S> {
             syncing: None,
             lane: None,
             token: None,
+            has_written: false,
             confirmed: None,
+            has_moved: false,
+            replicated: 0,
+            are_few: false,
+            count_due: Instant::now(),
             applied: parts.applied,
             claimed: false,
             server,
@@ -352,7 +375,19 @@ impl<S: Store> Flush<S> {
                 command = self.commands.recv() => return self.take(command),
                 () = self.seal_wanted.notified() => return,
                 _ = tick.tick() => return,
-                () = tokio::time::sleep(BEAT) => self.health.flush_beat(),
+                () = left(&mut self.lane) => {
+                    // What the store lost by moving is sent again now, not with the next increment.
+                    self.has_moved = self.config.exactly_once;
+                    let _ = self.drop_lane(Pause::None);
+                    return;
+                }
+                () = tokio::time::sleep(BEAT) => {
+                    self.health.flush_beat();
+                    if self.has_moved && !self.retained.is_empty() {
+                        // It could not be reached there yet.
+                        return;
+                    }
+                }
             }
         }
     }
@@ -401,6 +436,14 @@ impl<S: Store> Flush<S> {
             .map_err(|_| FlushError::Counters)?;
         self.health.flush_beat();
         Ok(())
+    }
+}
+
+/// Until the lane, if there is one, is of no more use.
+async fn left<L: Lane>(lane: &mut Option<L>) {
+    match lane {
+        Some(lane) => lane.left().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -15,6 +15,7 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -332,8 +333,8 @@ impl Feed for Silence {
 /// new one is connected. A spent lane refuses everything without touching the store.
 ///
 /// # Cancel safety
-/// None: a future of `claim` or `apply` that is dropped before its end leaves the lane spent, and
-/// the batch is [`Outcome::Unknown`].
+/// None: a future of `claim`, `apply` or `replicas` that is dropped before its end leaves the lane
+/// spent, and the batch is [`Outcome::Unknown`].
 pub trait Lane: Send + 'static {
     /// Signs the token with this run, leaving its batch number at `batch` (creating it if absent).
     /// Fences off whatever an earlier connection of this node may still have under way.
@@ -344,6 +345,31 @@ pub trait Lane: Send + 'static {
     /// not follow is refused as a whole, with [`StoreError::Protocol`]: a mistake of the caller).
     /// A batch that names one key twice is applied twice, as one would expect.
     fn apply(&mut self, batch: u64, deltas: &[Delta<'_>]) -> impl Future<Output = Outcome> + Send;
+
+    /// Waits until `wanted` replicas have all that the store had when this lane last claimed or
+    /// applied something, but not for longer than `limit`; how many have it. To be asked only on a lane
+    /// that has claimed or applied: before that there is nothing that replicas could lack. A store
+    /// without replicas answers for any number.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] leaves the lane as it was; any other spends it.
+    fn replicas(
+        &mut self,
+        wanted: u32,
+        limit: Duration,
+    ) -> impl Future<Output = Result<u32, StoreError>> + Send {
+        let _ = limit;
+        std::future::ready(Ok(wanted))
+    }
+
+    /// Resolves when the store is known to have moved away from where this lane leads: it is then of
+    /// no more use.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time, unlike the others.
+    fn left(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ mod protocol;
 mod publish;
 mod readme;
 mod reads;
+mod replicas;
 mod sentinel;
 mod shutdown;
 mod simulation;

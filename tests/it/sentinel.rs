@@ -1,15 +1,19 @@
 //! A store that Sentinels watch: found by them, followed when it moves, and never written to where it is
 //! not a master.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
+
+use crate::store_support::free_port;
 
 use crate::support::daemon::{Daemon, NEVER};
 use crate::support::load::Load;
-use crate::support::redis::RedisServer;
+use crate::support::redis::{RedisServer, is_other_server};
 use crate::support::resp::{Client, Value};
 use crate::support::sentinel::{Group, MASTER, Sentinel, ask, role, url};
-use crate::support::wait_until;
+use crate::support::{finish, wait_until};
 
 /// Waits until the daemon's log has this.
 #[track_caller]
@@ -147,12 +151,52 @@ fn an_idle_connection_to_a_former_master_is_not_used_again() {
     assert_eq!(group.servers[1].counter("idle"), 2);
 }
 
+/// A replica that lacks more than `flush.retain` keeps becomes the master: what `flush.replicas` has kept
+/// beyond that is sent again, though nobody counts any more.
+#[test]
+fn a_failover_to_a_replica_that_lags_for_long_loses_nothing_of_what_replicas_never_had() {
+    let mut group = Group::start(None, None);
+    let daemon = Daemon::builder(group.url())
+        .flush_interval("20ms")
+        .set("flush.retain", "50ms")
+        .set("flush.replicas", 1)
+        .start();
+    let mut client = daemon.client();
+    let stat =
+        |client: &mut Client, name: &str| client.command(&["TALLY.STATS"]).fields()[name].number();
+    assert_eq!(client.number(&["INCRBY", "kept", "5"]), 5);
+    daemon.flush();
+    wait_until("the replica has it and it is let go", || {
+        stat(&mut client, "retained_segments") == 0
+    });
+    group.servers[1].pause();
+    // What is in the sockets already would still arrive.
+    group.servers[0].cli(&["CLIENT", "KILL", "TYPE", "replica"]);
+    for n in 6..=10 {
+        assert_eq!(client.number(&["INCR", "kept"]), n);
+        daemon.flush();
+    }
+    assert_eq!(group.servers[0].counter("kept"), 10);
+    wait_until("all five wait for the replica", || {
+        stat(&mut client, "replicas_waiting_segments") == 5
+    });
+    group.servers[0].kill9();
+    group.servers[1].resume();
+    group.wait_named(1);
+    wait_until("it is sent again", || {
+        group.servers[1].counter("kept") == 10
+    });
+    assert_eq!(stat(&mut client, "replayed_total"), 5);
+    assert!(daemon.log().contains("went back"), "{}", daemon.log());
+}
+
 /// The replica would take writes: only its role keeps the daemon from them.
 #[test]
 fn a_sentinel_that_names_a_replica_is_told_apart_and_nothing_is_written() {
     let master = RedisServer::start(&["--repl-diskless-sync-delay", "0"]);
-    let of = format!("127.0.0.1 {}", master.address().port());
-    let replica = RedisServer::start(&["--replicaof", &of, "--replica-read-only", "no"]);
+    let of = master.address().port().to_string();
+    let replica =
+        RedisServer::start(&["--replicaof", "127.0.0.1", &of, "--replica-read-only", "no"]);
     let liar = Sentinel::start(replica.address(), 2, None, &[]);
     let daemon = Daemon::builder(url([&liar])).flush_interval("10ms").start();
     let mut client = daemon.client();
@@ -240,6 +284,65 @@ fn a_name_that_the_sentinels_do_not_know_and_a_server_that_is_none_are_called_wh
     let daemon = Daemon::builder(format!("redis://{of}")).start();
     daemon.client().number(&["INCR", "a"]);
     wait_log(&daemon, "this is a Sentinel: ");
+}
+
+#[test]
+fn sentinel_and_master_are_spoken_to_by_tls() {
+    if is_other_server() {
+        eprintln!("skipped: the other servers come without TLS");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let openssl = |args: &str| {
+        let mut command = Command::new("openssl");
+        command
+            .args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            ])
+            .args(args.split(' '));
+        let (status, output) = finish(&mut command, b"");
+        assert!(status.success(), "{output}");
+    };
+    let (authority, authority_key) = (path("ca.pem"), path("ca.key"));
+    let (cert, key) = (path("c.pem"), path("c.key"));
+    openssl(&format!(
+        "-subj /CN=authority -keyout {authority_key} -out {authority}"
+    ));
+    openssl(&format!(
+        "-subj /CN=tallyd -keyout {key} -out {cert} -CA {authority} -CAkey {authority_key} \
+         -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1"
+    ));
+    let port = free_port();
+    let tls = [
+        ("tls-cert-file", cert.as_str()),
+        ("tls-key-file", &key),
+        ("tls-ca-cert-file", &authority),
+        ("tls-auth-clients", "no"),
+        ("tls-replication", "yes"),
+    ];
+    let mut args = vec!["--tls-port".to_owned(), port.to_string()];
+    let mut lines = vec!["port 0".to_owned(), "tls-port {port}".to_owned()];
+    for (name, value) in tls {
+        args.extend([format!("--{name}"), value.to_owned()]);
+        lines.push(format!("{name} {value}"));
+    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let master = RedisServer::start(&args);
+    let sentinel = Sentinel::start((Ipv4Addr::LOCALHOST, port).into(), 1, None, &lines);
+    let store = url([&sentinel]).replace("redis+", "rediss+");
+    let daemon = Daemon::builder(&store)
+        .flush_interval("20ms")
+        .env("SSL_CERT_FILE", &authority)
+        .start();
+    daemon.client().number(&["INCR", "tls"]);
+    daemon.flush();
+    assert_eq!(master.counter("tls"), 1);
+    // A certificate that nobody here has signed is not taken.
+    let daemon = Daemon::builder(&store).flush_interval("20ms").start();
+    daemon.client().number(&["INCR", "tls"]);
+    wait_log(&daemon, "invalid peer certificate");
+    assert_eq!(master.counter("tls"), 1);
 }
 
 #[test]

@@ -433,6 +433,8 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             interval: Duration::from_millis(20),
             exactly_once: true,
             retain,
+            replicas: 0,
+            replicas_timeout: Duration::ZERO,
             durable: Durable::Nothing,
             pending_bytes_max: 64 * MIB,
         },

@@ -1,14 +1,15 @@
-//! What is applied is kept for a while, in case that the store goes back, and then removed.
+//! What is applied is kept for a while, and until enough replicas have it, in case that the store goes
+//! back; and then removed.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::{Flush, FlushError, RETAINED_SEGMENTS_MAX, on_disk};
+use super::{COUNT_INTERVAL, Flush, FlushError, Pause, RETAINED_SEGMENTS_MAX, on_disk, within};
 use crate::fail_point::fail_point;
 use crate::journal::Sealed;
-use crate::store::Store;
+use crate::store::{Lane, Store, StoreError};
 
 impl<S: Store> Flush<S> {
     /// The first segment of the queue is wholly applied: it is retained.
@@ -22,7 +23,7 @@ impl<S: Store> Flush<S> {
         self.budget().await
     }
 
-    /// Removes retained segments that are old enough, or too many.
+    /// Removes retained segments that are old enough and that replicas have, or that are too many.
     pub(super) fn release(&mut self) {
         let mut segments = self.retained.len();
         let mut bytes: usize = self
@@ -32,15 +33,24 @@ impl<S: Store> Flush<S> {
             .sum();
         while let Some((since, segment)) = self.retained.front() {
             let due = *since + self.config.retain;
-            let may_go = if self.config.exactly_once {
+            let is_replicated = self.is_replicated(segment);
+            let is_old = if self.config.exactly_once {
                 self.confirmed >= Some(due)
             } else {
                 due <= Instant::now()
             };
+            let may_go = is_old && is_replicated;
             let bounded =
                 bytes <= self.config.pending_bytes_max && segments <= RETAINED_SEGMENTS_MAX;
             if !may_go && bounded {
                 break;
+            }
+            if !is_replicated && let Some(told) = self.lines.unreplicated.again() {
+                warn!(
+                    segments = told.count,
+                    "the journal has no more room for what too few replicas have (flush.replicas): \
+                     the oldest of it is let go, and stays lost if the store fails over now"
+                );
             }
             segments -= 1;
             bytes -= segment.bytes();
@@ -49,6 +59,65 @@ impl<S: Store> Flush<S> {
             self.retained.pop_front();
         }
         self.gauge_retained();
+    }
+
+    /// Whether enough replicas are known to have the whole segment.
+    pub(super) fn is_replicated(&self, segment: &Sealed) -> bool {
+        !self.config.exactly_once
+            || self.config.replicas == 0
+            || segment.last_batch() <= self.replicated
+    }
+
+    /// How many segments are kept only until replicas have them.
+    pub(super) fn waiting_for_replicas(&self) -> usize {
+        let now = Instant::now();
+        let waits = |(since, segment): &&(Instant, Arc<Sealed>)| {
+            *since + self.config.retain <= now && !self.is_replicated(segment)
+        };
+        self.retained.iter().filter(waits).count()
+    }
+
+    /// Counts the replicas that have all that is applied. On this lane something must have been
+    /// written: the count is for that and what came before.
+    pub(super) async fn count_replicas(&mut self) {
+        let Some(lane) = self.lane.as_mut() else {
+            return;
+        };
+        let wanted = self.config.replicas;
+        let counting = lane.replicas(wanted, self.config.replicas_timeout);
+        let few = match within(&self.health, Self::STORE_PATIENCE, counting).await {
+            Ok(count) if count >= wanted => {
+                self.replicated = self.applied;
+                self.are_few = false;
+                let _ = self.lines.unreplicated.over();
+                if let Some(told) = self.lines.replicas.over() {
+                    info!(
+                        seconds = told.seconds(),
+                        "{wanted} replicas have all of it again"
+                    );
+                }
+                return;
+            }
+            Ok(count) => format!("{count} of {wanted} replicas have it"),
+            Err(error @ StoreError::Refused { .. }) => error.to_string(),
+            Err(error) => {
+                let pause = Pause::Trouble(error);
+                self.complain(&pause);
+                let _ = self.drop_lane(pause);
+                return;
+            }
+        };
+        self.count_due = Instant::now() + COUNT_INTERVAL;
+        // Once is no more than a replica that took a moment.
+        if std::mem::replace(&mut self.are_few, true)
+            && let Some(told) = self.lines.replicas.again()
+        {
+            warn!(
+                count = told.count,
+                segments = self.waiting_for_replicas(),
+                "what was flushed is kept until {wanted} replicas have it (flush.replicas): {few}"
+            );
+        }
     }
 
     pub(super) fn remove(&mut self, segment: &Sealed) {

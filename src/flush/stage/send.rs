@@ -76,6 +76,7 @@ impl<S: Store> Flush<S> {
                 Claim::Claimed => {
                     fail_point("claim.done");
                     self.token = Some(batch - 1);
+                    self.has_written = true;
                     self.claimed = true;
                 }
                 Claim::TokenMoved => return Ok(self.drop_lane(Pause::None)),
@@ -116,6 +117,7 @@ impl<S: Store> Flush<S> {
                 self.stats.flushed_keys_total.add(values.len() as u64);
                 fail_point("batch.answered");
                 self.token = Some(batch);
+                self.has_written = true;
                 self.confirmed = Some(Instant::now());
                 self.recovered();
                 if self.config.exactly_once
@@ -184,6 +186,7 @@ impl<S: Store> Flush<S> {
     pub(super) fn drop_lane(&mut self, pause: Pause) -> ControlFlow<Pause> {
         self.lane = None;
         self.token = None;
+        self.has_written = false;
         self.stats.store_up.set(0);
         ControlFlow::Break(pause)
     }

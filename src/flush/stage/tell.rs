@@ -39,6 +39,8 @@ impl<S: Store> Flush<S> {
         let bytes: usize = self.retained.iter().map(|(_, s)| s.bytes()).sum();
         self.stats.retained_segments.set(self.retained.len() as u64);
         self.stats.retained_bytes.set(bytes as u64);
+        let waiting = self.waiting_for_replicas() as u64;
+        self.stats.replicas_waiting_segments.set(waiting);
     }
 
     /// Logs a failure once per change and once a minute; returns how long to wait.

@@ -142,6 +142,14 @@ impl Wire {
         self.left = Some(Box::pin(left.cancelled_owned()));
     }
 
+    /// Resolves when the connection is left.
+    pub(super) async fn left(&mut self) {
+        match &mut self.left {
+            Some(left) => left.await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Changes how long an exchange may stand still.
     pub(super) fn set_limit(&mut self, limit: Duration) {
         self.limit = limit;

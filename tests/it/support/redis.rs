@@ -25,6 +25,11 @@ pub fn server_program() -> OsString {
     std::env::var_os(SERVER).unwrap_or_else(|| "redis-server".into())
 }
 
+/// Whether another server than the system's is tested against.
+pub fn is_other_server() -> bool {
+    std::env::var_os(SERVER).is_some()
+}
+
 /// The server. Ends with its value.
 #[derive(Debug)]
 pub struct RedisServer {

@@ -25,7 +25,8 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Starts one that watches `master`, with further lines of its configuration.
+    /// Starts one that watches `master`, with further lines of its configuration, in which `{port}` is
+    /// its port.
     pub fn start(
         master: SocketAddr,
         quorum: u32,
@@ -66,7 +67,7 @@ impl Sentinel {
             }
         }
         for line in lines {
-            text += line;
+            text += &line.replace("{port}", &self.port.to_string());
             text += "\n";
         }
         std::fs::write(self.config(), text).expect("a file in our directory");
@@ -196,8 +197,8 @@ impl Group {
             lines.push(format!("sentinel auth-pass {MASTER} {password}"));
         }
         let master = RedisServer::start(&args);
-        let of = format!("127.0.0.1 {}", master.address().port());
-        args.extend(["--replicaof", &of]);
+        let of = master.address().port().to_string();
+        args.extend(["--replicaof", "127.0.0.1", &of]);
         let replica = RedisServer::start(&args);
         wait_until("the replica is in sync", || {
             let mut client = master.client();
