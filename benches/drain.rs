@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
-use tallyd::store::redis::{Delivery, RedisConfig, RedisLane, RedisStore, Timeouts};
+use tallyd::store::redis::{Delivery, Place, RedisConfig, RedisLane, RedisStore, Timeouts};
 use tallyd::store::{Delta, Identity, Lane, NodeId, Outcome, RunId, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -66,7 +66,8 @@ impl Drop for Server {
 
 async fn lane(info: &ConnectionInfo, node: u128, delivery: Delivery) -> Result<RedisLane, Error> {
     let config = RedisConfig {
-        info: info.clone(),
+        place: Place::Server(info.addr().clone()),
+        login: info.redis_settings().clone(),
         delivery,
         channel: String::new(),
         timeouts: Timeouts::default(),

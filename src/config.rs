@@ -20,6 +20,7 @@ pub mod mode;
 mod password;
 mod reload;
 mod secret;
+mod sentinel_url;
 pub mod size;
 pub mod source;
 mod store_url;
@@ -38,6 +39,7 @@ pub use fault::{ConfigError, Fault};
 pub use load::Loaded;
 pub use reload::{Changes, RELOADABLE, changes};
 pub use secret::Secret;
+pub use sentinel_url::SentinelUrl;
 pub use source::{Environment, Flags, Origin, Origins};
 pub use store_url::{StoreUrl, StoreUrlError};
 
@@ -108,8 +110,7 @@ pub struct Listen {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
-    /// Which store. Once loaded, its connection info carries the password, wherever that came
-    /// from.
+    /// Which store. Once loaded, its login carries the password, wherever that came from.
     pub url: StoreUrl,
     /// A file that holds the store's password.
     #[serde(with = "text::optional")]
@@ -118,6 +119,13 @@ pub struct Store {
     /// Not a key of its own.
     #[serde(skip)]
     pub password: Option<Secret>,
+    /// A file that holds the password of the Sentinels.
+    #[serde(with = "text::optional")]
+    pub sentinel_password_file: Option<PathBuf>,
+    /// The password of the Sentinels: from `sentinel_password_file`, else the service's
+    /// credentials. Not a key of its own.
+    #[serde(skip)]
+    pub sentinel_password: Option<Secret>,
 }
 
 /// `[flush]`
@@ -141,6 +149,11 @@ pub struct Flush {
     /// Room on the disk for all of these together, in bytes; beyond it the oldest go first.
     #[serde(with = "size")]
     pub max_retained_bytes: u64,
+    /// So many replicas must have an applied segment before it is let go, besides `retain`.
+    pub replicas: usize,
+    /// The longest that they are waited for at a time.
+    #[serde(with = "duration")]
+    pub replicas_timeout: Duration,
 }
 
 /// `[journal]`
@@ -264,6 +277,8 @@ impl Config {
                 url: StoreUrl::Embedded,
                 password_file: None,
                 password: None,
+                sentinel_password_file: None,
+                sentinel_password: None,
             },
             flush: Flush {
                 interval: Duration::from_secs(1),
@@ -272,6 +287,8 @@ impl Config {
                 delivery: Delivery::ExactlyOnce,
                 retain: Duration::from_secs(30),
                 max_retained_bytes: 256 << 20,
+                replicas: 0,
+                replicas_timeout: Duration::from_millis(100),
             },
             journal: Journal {
                 sync: SyncPolicy::Interval,

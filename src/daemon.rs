@@ -149,14 +149,14 @@ pub async fn run(
         admin,
         connections,
     };
-    match daemon.config.store.url.connection_info() {
+    match rooms::redis(&daemon.config) {
         None => {
             let path = daemon.config.node.state_dir.join("store.redb");
             let store = EmbeddedStore::open(&path, identity)?;
             daemon.run(store, surroundings, events, ready).await
         }
-        Some(info) => {
-            let store = RedisStore::new(rooms::redis(&daemon.config, info), identity);
+        Some(redis) => {
+            let store = RedisStore::new(redis, identity);
             daemon.run(store, surroundings, events, ready).await
         }
     }
@@ -295,6 +295,8 @@ impl Daemon {
             stats: Arc::clone(&stats),
         };
         let from_lookout = to_counters.clone();
+        let followed = Arc::clone(&store);
+        let followed_until = unwanted.clone();
         let loader = Loader {
             store,
             wanted,
@@ -330,6 +332,10 @@ impl Daemon {
         stages.spawn(async move {
             lookout.run().await;
             Ok("lookout")
+        });
+        stages.spawn(async move {
+            followed_until.run_until_cancelled(followed.follow()).await;
+            Ok("follower of the store")
         });
         // From here on both must be heard of.
         health.ingest_beat();

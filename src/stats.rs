@@ -193,6 +193,8 @@ numbers! {
     retained_segments,
     /// Bytes of their records.
     retained_bytes,
+    /// Of the retained segments: kept only until `flush.replicas` replicas have them.
+    replicas_waiting_segments,
 }
 
 /// How long things take in seconds, and how large they are. Observed once a flush or once a batch.

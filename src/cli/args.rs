@@ -51,8 +51,8 @@ pub struct ConfigArgs {
     /// The Unix socket that applications connect to (listen.socket)
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
-    /// The store: embedded, redis://, rediss:// or redis+unix:// (store.url). Every user of the host
-    /// can read a command line: a password belongs in store.password_file
+    /// The store: embedded, redis://, rediss://, redis+unix:// or redis+sentinel:// (store.url). Every
+    /// user of the host can read a command line: a password belongs in store.password_file
     #[arg(long, value_name = "URL")]
     pub store: Option<String>,
     /// Time between two flushes, such as 1s or 250ms (flush.interval)

@@ -79,10 +79,10 @@ pub enum Fault {
         /// The file and line.
         origin: Origin,
     },
-    /// The file with the store's password cannot be read.
+    /// A file with a password cannot be read.
     #[error("{key}: cannot read {} ({origin})", path.display())]
     UnreadablePassword {
-        /// `store.password_file`, or the credential's name.
+        /// What names it, in the configuration.
         key: &'static str,
         /// The file.
         path: PathBuf,

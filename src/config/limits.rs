@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{AdminListen, Config, duration, size};
+use super::{AdminListen, Config, Delivery, duration, size};
 
 /// The bytes of a Unix socket's path: `sun_path` has 108, the last one is NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -18,6 +18,9 @@ const KEY_BYTES: RangeInclusive<usize> = 1..=65_535;
 const MEMORY_BYTES: RangeInclusive<u64> = (1 << 20)..=(64 << 30);
 /// Names or patterns in a list: each costs a comparison for a connection or a key.
 const LIST_LEN_MAX: usize = 1000;
+const REPLICAS: RangeInclusive<usize> = 0..=100;
+/// Flushing stands still meanwhile, and the connection has a time-out of its own.
+const REPLICAS_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// Shorter timers would spin.
 const TIMER_MIN: Duration = Duration::from_millis(1);
 
@@ -69,6 +72,24 @@ pub(super) fn check(config: &Config) -> Vec<OutOfBounds> {
     }
 
     checks.memory("flush.max_retained_bytes", config.flush.max_retained_bytes);
+    checks.number("flush.replicas", config.flush.replicas, &REPLICAS);
+    if config.flush.replicas > 0 && config.flush.delivery == Delivery::AtLeastOnce {
+        checks.fail(
+            "flush.replicas",
+            config.flush.replicas.to_string(),
+            "0 where flush.delivery is \"at-least-once\", which sends nothing again after a \
+             fail-over"
+                .to_owned(),
+        );
+    }
+    checks.timer("flush.replicas_timeout", config.flush.replicas_timeout);
+    if config.flush.replicas_timeout > REPLICAS_TIMEOUT_MAX {
+        checks.fail(
+            "flush.replicas_timeout",
+            duration::format(config.flush.replicas_timeout),
+            format!("at most {}", duration::format(REPLICAS_TIMEOUT_MAX)),
+        );
+    }
 
     checks.timer("flush.interval", config.flush.interval);
     checks.timer("publish.heartbeat", config.publish.heartbeat);
@@ -264,6 +285,22 @@ mod tests {
             ["flush.batch_keys"]
         );
         assert_eq!(keys_after(|c| c.flush.max_keys = 999), ["flush.batch_keys"]);
+        assert_eq!(keys_after(|c| c.flush.replicas = 101), ["flush.replicas"]);
+        assert_eq!(
+            keys_after(|c| {
+                c.flush.replicas = 1;
+                c.flush.delivery = Delivery::AtLeastOnce;
+            }),
+            ["flush.replicas"]
+        );
+        for timeout in [Duration::ZERO, Duration::from_millis(5001)] {
+            let mut config = Config::defaults(&Environment {
+                root: true,
+                ..Environment::default()
+            });
+            config.flush.replicas_timeout = timeout;
+            assert_eq!(check(&config)[0].key, "flush.replicas_timeout");
+        }
         assert_eq!(
             keys_after(|c| c.flush.interval = Duration::from_micros(999)),
             ["flush.interval"]

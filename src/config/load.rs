@@ -40,6 +40,10 @@ pub(super) fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, C
         Ok(None) => {}
         Err(fault) => faults.push(fault),
     }
+    match password::find_of_sentinels(&config, &origins, environment) {
+        Ok(password) => config.store.sentinel_password = password,
+        Err(fault) => faults.push(fault),
+    }
 
     match ConfigError::of(faults) {
         Some(error) => Err(error),
@@ -224,7 +228,7 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "flush.intervall: unknown key; [flush] has interval, max_keys, batch_keys, delivery, \
-             retain, max_retained_bytes (env TALLYD_FLUSH__INTERVALL)\n\
+             retain, max_retained_bytes, replicas, replicas_timeout (env TALLYD_FLUSH__INTERVALL)\n\
              log.level: unknown key; the variable is TALLYD_LOG__LEVEL (env TALLYD_LOG_LEVEL)"
         );
     }
@@ -350,8 +354,8 @@ mod tests {
             let store = load(&Flags::default(), &environment).unwrap().config.store;
             let used = store
                 .url
-                .connection_info()
-                .and_then(|info| info.redis_settings().password().map(str::to_owned));
+                .login()
+                .and_then(|login| login.password().map(str::to_owned));
             let kept = store.password.map(|secret| secret.expose().to_owned());
             assert_eq!(used, kept);
             used
@@ -366,6 +370,49 @@ mod tests {
         assert_eq!(password("redis://h", "", ""), None);
         assert_eq!(password("redis://h", "", "/nonexistent"), None);
         assert_eq!(password("embedded", path, credentials), None);
+    }
+
+    #[test]
+    fn the_sentinels_have_a_password_of_their_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        std::fs::write(&path, "from file\n").unwrap();
+        let credential = directory.path().join("tallyd-sentinel-password");
+        std::fs::write(credential, "from credential\n").unwrap();
+        let credentials = directory.path().to_str().unwrap();
+        let password = |url: &str, file: &str, credentials: &str| {
+            let environment = with_variables(&[
+                ("TALLYD_STORE__URL", url),
+                ("TALLYD_STORE__SENTINEL_PASSWORD_FILE", file),
+                ("CREDENTIALS_DIRECTORY", credentials),
+            ]);
+            let store = load(&Flags::default(), &environment).unwrap().config.store;
+            let master = store.password.map(|secret| secret.expose().to_owned());
+            let sentinel = store.sentinel_password;
+            (master, sentinel.map(|secret| secret.expose().to_owned()))
+        };
+        let text = |text: &str| Some(text.to_owned());
+        let (path, url) = (path.to_str().unwrap(), "redis+sentinel://:of-master@h/m");
+        let masters = text("of-master");
+        assert_eq!(
+            password(url, path, credentials),
+            (masters.clone(), text("from file"))
+        );
+        assert_eq!(
+            password(url, "", credentials),
+            (masters.clone(), text("from credential"))
+        );
+        assert_eq!(password(url, "", ""), (masters, None));
+        assert_eq!(password("redis://h", path, ""), (None, None));
+
+        let environment = with_variables(&[
+            ("TALLYD_STORE__URL", url),
+            ("TALLYD_STORE__SENTINEL_PASSWORD_FILE", "/nonexistent/p"),
+        ]);
+        let error = load(&Flags::default(), &environment).unwrap_err();
+        let text = error.to_string();
+        let named = "store.sentinel_password_file: cannot read /nonexistent/p (env ";
+        assert!(text.starts_with(named), "{text}");
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub fn changes(old: &Config, new: &Config) -> Changes {
         // The written form masks passwords, so a new one shows only here.
         let secret_differs = match key.as_str() {
             "store.url" => old.store.url != new.store.url,
+            "store.sentinel_password_file" => {
+                old.store.sentinel_password != new.store.sentinel_password
+            }
             _ => false,
         };
         if before == after && !secret_differs {

@@ -5,17 +5,21 @@
 
 use std::fmt;
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion};
+use redis::{
+    ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
+};
 use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
 use super::secret::{MASK, Secret};
+use super::sentinel_url::SentinelUrl;
 use super::text::found;
 
 /// What an error says would be right.
-const EXPECTED: &str = "\"embedded\", \"redis://HOST:PORT/DB\", \"rediss://HOST:PORT/DB\" or \
-                        \"redis+unix:///PATH?db=DB\"";
+const EXPECTED: &str = "\"embedded\", \"redis://HOST:PORT/DB\", \"rediss://HOST:PORT/DB\", \
+                        \"redis+unix:///PATH?db=DB\" or \
+                        \"redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB\"";
 
 /// The store that counters are flushed to.
 #[derive(Clone)]
@@ -24,6 +28,8 @@ pub enum StoreUrl {
     Embedded,
     /// Redis or Valkey, by TCP, TLS or a Unix socket; with its user and password.
     Redis(Box<ConnectionInfo>),
+    /// The master that Sentinels name.
+    Sentinel(Box<SentinelUrl>),
 }
 
 /// Why a store's URL was refused. Says nothing of what was written.
@@ -44,6 +50,9 @@ pub enum StoreUrlError {
     /// `#insecure` was asked for.
     #[error("a URL that asks for TLS without checking the certificate")]
     Insecure,
+    /// A URL of Sentinels with a mistake.
+    #[error("a URL of Sentinels in which {0}")]
+    Sentinel(&'static str),
     /// A negative database number.
     #[error("a URL with a negative database number")]
     Database,
@@ -63,6 +72,9 @@ impl StoreUrl {
         if has_raw_password(text) {
             return Err(StoreUrlError::Password);
         }
+        if let Some(sentinel) = SentinelUrl::parse(text) {
+            return sentinel.map(|url| Self::Sentinel(Box::new(url)));
+        }
         let url = redis::parse_redis_url(text).ok_or(StoreUrlError::Scheme)?;
         let info = url.into_connection_info().map_err(|error| {
             // "what - kind: detail"; the kind is always the same, and a detail may be a piece of
@@ -80,28 +92,31 @@ impl StoreUrl {
         Ok(Self::Redis(Box::new(info)))
     }
 
-    /// How to connect; `None` for the embedded store.
-    pub fn connection_info(&self) -> Option<&ConnectionInfo> {
+    /// User, password and database; `None` for the embedded store.
+    pub fn login(&self) -> Option<&RedisConnectionInfo> {
         match self {
             Self::Embedded => None,
-            Self::Redis(info) => Some(info),
+            Self::Redis(info) => Some(info.redis_settings()),
+            Self::Sentinel(url) => Some(&url.login),
         }
     }
 
     /// The password in the URL, or the one that was put in by [`StoreUrl::set_password`].
     pub fn password(&self) -> Option<Secret> {
-        let password = self.connection_info()?.redis_settings().password()?;
+        let password = self.login()?.password()?;
         Some(Secret::new(password.to_owned()))
     }
 
     /// Connects with this password from now on; no effect on the embedded store.
     pub(super) fn set_password(&mut self, password: &Secret) {
-        if let Self::Redis(info) = self {
-            let settings = info
-                .redis_settings()
-                .clone()
-                .set_password(password.expose());
-            **info = ConnectionInfo::clone(info).set_redis_settings(settings);
+        match self {
+            Self::Embedded => {}
+            Self::Redis(info) => {
+                let settings = info.redis_settings().clone();
+                let settings = settings.set_password(password.expose());
+                **info = ConnectionInfo::clone(info).set_redis_settings(settings);
+            }
+            Self::Sentinel(url) => url.login = url.login.clone().set_password(password.expose()),
         }
     }
 }
@@ -128,8 +143,10 @@ impl PartialEq for StoreUrl {
 /// The URL with its password masked; what it means rather than how it was written.
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Redis(info) = self else {
-            return f.write_str("embedded");
+        let info = match self {
+            Self::Embedded => return f.write_str("embedded"),
+            Self::Sentinel(url) => return url.fmt(f),
+            Self::Redis(info) => info,
         };
         let settings = info.redis_settings();
         let user = encode(settings.username().unwrap_or_default().as_bytes(), b"");
@@ -190,7 +207,7 @@ impl fmt::Debug for StoreUrl {
 }
 
 /// Percent-encodes what is neither plain nor in `kept`.
-fn encode(bytes: &[u8], kept: &[u8]) -> String {
+pub(super) fn encode(bytes: &[u8], kept: &[u8]) -> String {
     use fmt::Write as _;
 
     let mut encoded = String::with_capacity(bytes.len());
@@ -290,7 +307,7 @@ mod tests {
     fn a_password_that_is_put_in_is_the_one_used() {
         let mut url = StoreUrl::parse("redis://joe@h/2").unwrap();
         url.set_password(&Secret::new("hunter2".to_owned()));
-        let settings = url.connection_info().unwrap().redis_settings();
+        let settings = url.login().unwrap();
         assert_eq!(settings.password(), Some("hunter2"));
         assert_eq!(settings.username(), Some("joe"));
         assert_eq!(settings.db(), 2);

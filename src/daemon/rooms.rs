@@ -2,19 +2,18 @@
 
 use std::sync::{Arc, OnceLock};
 
-use ::redis::ConnectionInfo;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::descriptors::Connections;
 use crate::admin::feed::Feed;
 use crate::admin::{self, AdminError};
-use crate::config::{AdminListen, Cold, Config, Delivery, OnTimeout, SyncPolicy};
+use crate::config::{AdminListen, Cold, Config, Delivery, OnTimeout, StoreUrl, SyncPolicy};
 use crate::flush::FlushConfig;
 use crate::flush::stage::Durable;
 use crate::ingest::{Access, IngestConfig};
 use crate::socket::ListenError;
-use crate::store::redis::{self, RedisConfig};
+use crate::store::redis::{self, Place, RedisConfig, SentinelConfig};
 
 /// The admin server, started, where one is asked for.
 ///
@@ -50,17 +49,31 @@ pub(super) fn admin(
         .map(Some)
 }
 
-/// For the Redis store.
-pub(super) fn redis(config: &Config, info: &ConnectionInfo) -> RedisConfig {
-    RedisConfig {
-        info: info.clone(),
+/// For the Redis store; `None` where the store is the embedded one.
+pub(super) fn redis(config: &Config) -> Option<RedisConfig> {
+    let place = match &config.store.url {
+        StoreUrl::Embedded => return None,
+        StoreUrl::Redis(info) => Place::Server(info.addr().clone()),
+        StoreUrl::Sentinel(url) => {
+            let password = config.store.sentinel_password.as_ref();
+            Place::Sentinels(SentinelConfig {
+                sentinels: url.sentinels.clone(),
+                master: url.master.clone(),
+                is_tls: url.is_tls,
+                password: password.map(|secret| secret.expose().to_owned()),
+            })
+        }
+    };
+    Some(RedisConfig {
+        place,
+        login: config.store.url.login()?.clone(),
         delivery: match config.flush.delivery {
             Delivery::ExactlyOnce => redis::Delivery::ExactlyOnce,
             Delivery::AtLeastOnce => redis::Delivery::AtLeastOnce,
         },
         channel: config.publish.channel.clone(),
         timeouts: redis::Timeouts::default(),
-    }
+    })
 }
 
 /// Who may connect, and which keys they may use.
@@ -99,9 +112,11 @@ pub(super) fn flush(config: &Config) -> FlushConfig {
         interval: config.flush.interval,
         store_url: config.store.url.to_string(),
         exactly_once: config.flush.delivery == Delivery::ExactlyOnce
-            || config.store.url.connection_info().is_none(),
+            || config.store.url == StoreUrl::Embedded,
         retain: config.flush.retain,
         retained_bytes_max: config.flush.max_retained_bytes as usize,
+        replicas: config.flush.replicas as u32,
+        replicas_timeout: config.flush.replicas_timeout,
         durable: match config.journal.sync {
             SyncPolicy::Never => Durable::Nothing,
             SyncPolicy::Interval => Durable::Sealed,

@@ -8,7 +8,8 @@
 //!    token.
 //! 4. A delta leaves the batch that it was sealed in only into the rejected file, and that is
 //!    durable first.
-//! 5. A segment's file is removed only after its last batch is applied and `retain` has passed.
+//! 5. A segment's file is removed only after its last batch is applied, `retain` has passed, and
+//!    `replicas` have it; or where a limit of the journal leaves no choice.
 //! 6. On a full disk the epoch stays open for want of the next segment, unless its own cannot grow either
 //!    or somebody waits for the flush: then the next one may begin without room, as the end of this one
 //!    gives room back. What is kept only in case goes first.
@@ -46,7 +47,7 @@ use crate::journal::rejected::RejectedFile;
 use crate::journal::{Directory, Kept, Names, Sealed, Stuck, Writer};
 use crate::repeats::Repeats;
 use crate::stats::Stats;
-use crate::store::{KeyError, RunId, Store, StoreError};
+use crate::store::{KeyError, Lane, RunId, Store, StoreError};
 use crate::time::unix_ms;
 
 /// First pause after a failure; it doubles with each further one, up to [`PAUSE_MAX`].
@@ -56,6 +57,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Segments retained at most: each is a file, all of which the next start reads. Epochs that end faster
 /// than one in 30 ms are retained for less than 30 s.
 const RETAINED_SEGMENTS_MAX: usize = 1000;
+/// Between two counts of replicas that are too few: each may hold up flushing for the time-out.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 /// Keys of one read.
 const READ_KEYS_MAX: usize = 1000;
 /// How often an idle stage shows that it is alive.
@@ -101,6 +104,10 @@ pub struct FlushConfig {
     pub retain: Duration,
     /// Bound on the bytes that such segments take on the disk.
     pub retained_bytes_max: usize,
+    /// So many replicas must have it before it is let go.
+    pub replicas: u32,
+    /// How long they are waited for at a time.
+    pub replicas_timeout: Duration,
     /// What a power cut may take.
     pub durable: Durable,
     /// Bound on the bytes of records that are not in the store.
@@ -197,8 +204,17 @@ pub struct Flush<S: Store> {
     lane: Option<S::Lane>,
     /// What the lane's token names, once this run has signed it.
     token: Option<u64>,
+    /// Whether something was written on the lane: replicas are counted for that and all before it.
+    has_written: bool,
     /// When the store was last seen to have all that is `applied`.
     confirmed: Option<Instant>,
+    /// Whether the store has moved since it was last connected to.
+    has_moved: bool,
+    /// The last batch that enough replicas are known to have.
+    replicated: u64,
+    /// Whether the replicas that have it were too few, and when they are counted again.
+    are_few: bool,
+    count_due: Instant,
     applied: u64,
     uncertain: bool,
     claimed: bool,
@@ -233,6 +249,8 @@ struct Lines {
     unsynced: Repeats,
     files: Repeats,
     crowded: Repeats,
+    replicas: Repeats,
+    unreplicated: Repeats,
 }
 
 /// Why a step was not finished; it is tried again.
@@ -295,7 +313,12 @@ impl<S: Store> Flush<S> {
             syncing: None,
             lane: None,
             token: None,
+            has_written: false,
             confirmed: None,
+            has_moved: false,
+            replicated: 0,
+            are_few: false,
+            count_due: Instant::now(),
             applied: parts.applied,
             claimed: false,
             server,
@@ -379,10 +402,17 @@ impl<S: Store> Flush<S> {
                 command = self.commands.recv() => return self.take(command),
                 () = self.seal_wanted.notified() => return,
                 _ = tick.tick() => return,
+                () = left(&mut self.lane) => {
+                    // What the store lost by moving is sent again now, not with the next increment.
+                    self.has_moved = self.config.exactly_once;
+                    let _ = self.drop_lane(Pause::None);
+                    return;
+                }
                 () = tokio::time::sleep(BEAT) => {
                     self.health.flush_beat();
-                    // Others may have made room, and clients wait for it.
-                    if self.stuck.get() {
+                    // It could not be reached where it has moved; or others may have made room, and clients
+                    // wait for it.
+                    if self.stuck.get() || self.has_moved && !self.retained.is_empty() {
                         return;
                     }
                 }
@@ -436,6 +466,14 @@ impl<S: Store> Flush<S> {
             .map_err(|_| FlushError::Counters)?;
         self.health.flush_beat();
         Ok(())
+    }
+}
+
+/// Until the lane, if there is one, is of no more use.
+async fn left<L: Lane>(lane: &mut Option<L>) {
+    match lane {
+        Some(lane) => lane.left().await,
+        None => std::future::pending().await,
     }
 }
 

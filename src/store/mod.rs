@@ -15,6 +15,7 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -262,6 +263,14 @@ pub enum StoreError {
         /// What was seen and what was due.
         message: String,
     },
+    /// No Sentinel names a master that is one.
+    #[error("no master {name:?}: {said}")]
+    NoMaster {
+        /// What the Sentinels were asked for.
+        name: String,
+        /// What each said, and what became of it.
+        said: String,
+    },
     /// The embedded database failed.
     #[error("embedded store {path}: {source}")]
     Embedded {
@@ -315,6 +324,15 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Any [`StoreError`]; the caller retries with back-off.
     fn subscribe(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
+
+    /// Follows where the store moves to, for as long as this is polled: it does not end. Only a store
+    /// that moves has something to do here; it is used in the same manner meanwhile.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time: each new connection finds the store by itself.
+    fn follow(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// A subscription.
@@ -345,8 +363,8 @@ impl Feed for Silence {
 /// new one is connected. A spent lane refuses everything without touching the store.
 ///
 /// # Cancel safety
-/// None: a future of `claim` or `apply` that is dropped before its end leaves the lane spent, and
-/// the batch is [`Outcome::Unknown`].
+/// None: a future of `claim`, `apply` or `replicas` that is dropped before its end leaves the lane
+/// spent, and the batch is [`Outcome::Unknown`].
 pub trait Lane: Send + 'static {
     /// Signs the token with this run, leaving its batch number at `batch` (creating it if absent).
     /// Fences off whatever an earlier connection of this node may still have under way.
@@ -357,6 +375,31 @@ pub trait Lane: Send + 'static {
     /// not follow is refused as a whole, with [`StoreError::Protocol`]: a mistake of the caller).
     /// A batch that names one key twice is applied twice, as one would expect.
     fn apply(&mut self, batch: u64, deltas: &[Delta<'_>]) -> impl Future<Output = Outcome> + Send;
+
+    /// Waits until `wanted` replicas have all that the store had when this lane last claimed or
+    /// applied something, but not for longer than `limit`; how many have it. To be asked only on a lane
+    /// that has claimed or applied: before that there is nothing that replicas could lack. A store
+    /// without replicas answers for any number.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] leaves the lane as it was; any other spends it.
+    fn replicas(
+        &mut self,
+        wanted: u32,
+        limit: Duration,
+    ) -> impl Future<Output = Result<u32, StoreError>> + Send {
+        let _ = limit;
+        std::future::ready(Ok(wanted))
+    }
+
+    /// Resolves when the store is known to have moved away from where this lane leads: it is then of
+    /// no more use.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time, unlike the others.
+    fn left(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
-//! The store in a single Redis or Valkey: over TCP, TLS or a Unix socket.
+//! The store in a single Redis or Valkey: over TCP, TLS or a Unix socket, or wherever Sentinels say
+//! that the master is.
 //!
 //! Connections of four kinds, none of which waits for another: a lane for batches ([`lane`]), a few for
 //! reads and one for publishing ([`reads`]), and one for the subscription ([`feed`]). They are own code,
 //! because the answer to "was it applied?" hangs on every byte of it, and because what a server may
-//! answer is bounded. All of them begin with the same handshake ([`handshake`]) on the same kind of
+//! answer is bounded. All of them come from the same place ([`origin`]), a fixed address or what
+//! Sentinels name ([`sentinel`]), and begin with the same handshake ([`handshake`]) on the same kind of
 //! byte stream ([`stream`]). The `redis` crate reads the URL.
 //!
 //! Invariants:
@@ -21,8 +23,10 @@ mod exchange;
 mod feed;
 mod handshake;
 mod lane;
+mod origin;
 mod reads;
 mod replies;
+mod sentinel;
 mod server_error;
 mod shown;
 mod stream;
@@ -32,19 +36,21 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::redis::ConnectionInfo;
+use ::redis::{ConnectionAddr, RedisConnectionInfo};
 use bytes::Bytes;
 
-use self::exchange::{Peer, Wire};
 pub use self::lane::RedisLane;
+use self::origin::Origin;
 use self::reads::Pool;
-use self::shown::Shown;
-use self::stream::Connector;
+pub use self::sentinel::SentinelConfig;
 use super::{Identity, READ_KEYS_MAX, Reading, Standing, Store, StoreError};
 pub use feed::RedisFeed;
 
 /// Reads under way at a time: a large one does not hold up a small one.
 const READS_MAX: usize = 4;
+
+/// Why a connection ended that was left.
+const LEFT: &str = "the Sentinels name another master by now";
 
 /// What a flush promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,11 +84,22 @@ impl Default for Timeouts {
     }
 }
 
+/// Where the server is.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// Here, for good.
+    Server(ConnectionAddr),
+    /// Where the Sentinels say that the master is.
+    Sentinels(SentinelConfig),
+}
+
 /// Where the server is, and how to use it.
 #[derive(Clone)]
 pub struct RedisConfig {
-    /// Address, TLS, database number, user and password.
-    pub info: ConnectionInfo,
+    /// Where it is, and whether it is spoken to by TLS.
+    pub place: Place,
+    /// Database number, user and password.
+    pub login: RedisConnectionInfo,
     /// What a flush promises.
     pub delivery: Delivery,
     /// The channel that [`Store::publish`] sends to.
@@ -95,8 +112,8 @@ pub struct RedisConfig {
 impl fmt::Debug for RedisConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConfig")
-            .field("address", &self.info.addr().to_string())
-            .field("db", &self.info.redis_settings().db())
+            .field("place", &self.place)
+            .field("db", &self.login.db())
             .field("delivery", &self.delivery)
             .field("channel", &self.channel)
             .field("timeouts", &self.timeouts)
@@ -111,8 +128,7 @@ pub struct RedisStore {
     identity: Identity,
     /// Given to a server that has none.
     id: Mutex<String>,
-    connector: Arc<Connector>,
-    peer: Peer,
+    origin: Arc<Origin>,
     reads: Pool,
     publishing: Pool,
 }
@@ -120,36 +136,18 @@ pub struct RedisStore {
 impl RedisStore {
     /// A store that connects when it is first used.
     pub fn new(config: RedisConfig, identity: Identity) -> Self {
+        let origin = Arc::new(Origin::new(&config));
         let config = Arc::new(config);
-        let connector = Arc::new(Connector::new(
-            config.info.addr().clone(),
-            config.timeouts.connect,
-        ));
-        let peer = Peer {
-            address: connector.address().clone(),
-            shown: Arc::new(Shown::without(config.info.redis_settings().password())),
-        };
-        let pool =
-            |connections| Pool::new(config.clone(), connector.clone(), peer.clone(), connections);
+        let pool = |connections| Pool::new(config.clone(), origin.clone(), connections);
         Self {
             reads: pool(READS_MAX),
             // Messages keep their order.
             publishing: pool(1),
-            connector,
+            origin,
             config,
-            peer,
             identity,
             id: Mutex::new(new_id()),
         }
-    }
-
-    async fn wire(&self) -> Result<Wire, StoreError> {
-        let stream = self.connector.connect().await?;
-        Ok(Wire::new(
-            stream,
-            self.peer.clone(),
-            self.config.timeouts.connect,
-        ))
     }
 }
 
@@ -170,13 +168,13 @@ impl Store for RedisStore {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        RedisLane::open(self.wire().await?, &self.config, self.identity, &id).await
+        RedisLane::open(self.origin.wire().await?, &self.config, self.identity, &id).await
     }
 
     async fn read(&self, keys: &[Bytes]) -> Result<Reading, StoreError> {
         if keys.len() > READ_KEYS_MAX {
             let message = format!("a read of {} keys, over {READ_KEYS_MAX}", keys.len());
-            return Err(self.peer.protocol(&message));
+            return Err(self.origin.peer().protocol(&message));
         }
         match self.config.delivery {
             Delivery::ExactlyOnce => self.reads.read(keys).await,
@@ -189,7 +187,11 @@ impl Store for RedisStore {
     }
 
     async fn subscribe(&self) -> Result<RedisFeed, StoreError> {
-        RedisFeed::open(self.wire().await?, &self.config).await
+        RedisFeed::open(self.origin.wire().await?, &self.config).await
+    }
+
+    async fn follow(&self) {
+        self.origin.follow().await;
     }
 }
 

@@ -291,7 +291,7 @@ async fn a_server_that_drips_is_given_up() {
     for server in [server, silent] {
         let info = server.address.to_string();
         let info = format!("redis://{info}").into_connection_info().unwrap();
-        let mut config = config(info);
+        let mut config = config(&info);
         let limit = Duration::from_millis(200);
         config.timeouts = Timeouts {
             connect: limit,

@@ -41,6 +41,8 @@ mod protocol;
 mod publish;
 mod readme;
 mod reads;
+mod replicas;
+mod sentinel;
 mod shutdown;
 mod simulation;
 mod state_dir;

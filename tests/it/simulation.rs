@@ -438,6 +438,8 @@ fn live(life: Life<'_>, dice: &mut fastrand::Rng) {
             exactly_once: true,
             retain,
             retained_bytes_max: 64 * MIB,
+            replicas: 0,
+            replicas_timeout: Duration::ZERO,
             durable: Durable::Nothing,
             pending_bytes_max: 64 * MIB,
         },

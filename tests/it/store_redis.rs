@@ -85,7 +85,7 @@ async fn a_key_that_the_user_may_not_touch_is_singled_out() {
         .clone()
         .set_username("bob")
         .set_password("secret");
-    let store = store_at(info.set_redis_settings(login));
+    let store = store_at(&info.set_redis_settings(login));
     let (mut lane, _) = store.connect().await.unwrap();
     let batch = deltas(&[("likes:1", 1), ("other", 1), ("likes:2", 1), ("more", 1)]);
     // Guarded by asking for INCRBY on the clock: without it this is refused as a whole,
@@ -163,7 +163,7 @@ async fn a_claim_fences_off_an_older_lane() {
     let server = Server::start();
     let (mut old, _) = server.store().connect().await.unwrap();
     apply(&mut old, 1, &[("a", 1)]).await;
-    let next = RedisStore::new(config(server.info()), identity(2));
+    let next = RedisStore::new(config(&server.info()), identity(2));
     let (mut lane, standing) = next.connect().await.unwrap();
     let (mut rival, _) = next.connect().await.unwrap();
     assert_eq!(standing.token.unwrap().run, identity(1).run);
@@ -235,7 +235,7 @@ async fn at_least_once_needs_no_transaction() {
     let store = RedisStore::new(
         RedisConfig {
             delivery: Delivery::AtLeastOnce,
-            ..config(server.info())
+            ..config(&server.info())
         },
         identity(1),
     );
@@ -332,7 +332,7 @@ async fn a_password_is_used_and_never_shown() {
             .clone()
             .set_username(user)
             .set_password(password);
-        config(info.set_redis_settings(login.set_db(3)))
+        config(&info.set_redis_settings(login.set_db(3)))
     };
     let store = RedisStore::new(login("bob", PASSWORD), identity(1));
     let (mut lane, _) = store.connect().await.unwrap();
@@ -365,7 +365,7 @@ async fn a_password_is_used_and_never_shown() {
         .set_username("bob")
         .set_password(PASSWORD)
         .set_db(99);
-    let error = store_at(info.set_redis_settings(far))
+    let error = store_at(&info.set_redis_settings(far))
         .connect()
         .await
         .err()
@@ -457,7 +457,7 @@ async fn tcp_and_tls_work_like_the_unix_socket() {
         tls_params: None,
     };
     for (batch, address) in [(1, plain), (2, tls(true))] {
-        let store = store_at(address.into_connection_info().unwrap());
+        let store = store_at(&address.into_connection_info().unwrap());
         let (mut lane, _) = store.connect().await.unwrap();
         let keys: Vec<String> = (0..5_000).map(|n| format!("{n:0256}")).collect();
         let all: Vec<_> = keys.iter().map(|key| (key.as_str(), 1)).collect();
@@ -467,7 +467,7 @@ async fn tcp_and_tls_work_like_the_unix_socket() {
         assert_eq!(reading.values, [Ok(Some(batch as i64))]);
     }
     // Guarded by the check of certificates: nobody on this system has signed that one.
-    let store = store_at(tls(false).into_connection_info().unwrap());
+    let store = store_at(&tls(false).into_connection_info().unwrap());
     let error = store.connect().await.err().unwrap();
     assert!(matches!(error, StoreError::Io { .. }), "{error:?}");
 }

@@ -68,7 +68,7 @@ impl Proxy {
         let info = ConnectionAddr::Unix(self.path.clone())
             .into_connection_info()
             .unwrap();
-        let mut config = config(info);
+        let mut config = config(&info);
         config.timeouts = Timeouts {
             progress: Duration::from_millis(100),
             ..Timeouts::default()
@@ -255,7 +255,7 @@ async fn a_batch_that_is_given_up_leaves_a_lane_that_refuses() {
 #[tokio::test]
 async fn a_server_that_stands_still_is_a_timeout() {
     let server = Server::start();
-    let mut config = config(server.info());
+    let mut config = config(&server.info());
     config.timeouts.progress = Duration::from_millis(100);
     config.timeouts.response = Duration::from_millis(100);
     let store = RedisStore::new(config, identity(1));
@@ -270,7 +270,7 @@ async fn a_server_that_stands_still_is_a_timeout() {
     assert!(matches!(read, Err(StoreError::Timeout { .. })), "{read:?}");
     drop(lane);
     // Executed late, or dropped with its connection: the token says which, and it agrees.
-    let (_, standing) = store_at(server.info()).connect().await.unwrap();
+    let (_, standing) = store_at(&server.info()).connect().await.unwrap();
     let applied = standing.token.map_or(0, |token| token.batch);
     assert_eq!(server.counter("a"), i64::try_from(applied).unwrap());
     assert_eq!(

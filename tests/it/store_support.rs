@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
-use tallyd::store::redis::{Delivery, RedisConfig, RedisStore, Timeouts};
+use tallyd::store::redis::{Delivery, Place, RedisConfig, RedisStore, Timeouts};
 use tallyd::store::{Claim, Delta, Identity, KeyError, Lane, NodeId, Outcome, Refusal, RunId};
 use tempfile::TempDir;
 
@@ -65,7 +65,7 @@ impl Server {
 
     /// A store on it, with exactly-once delivery.
     pub fn store(&self) -> RedisStore {
-        store_at(self.info())
+        store_at(&self.info())
     }
 
     /// Runs one command as the default user and gives the reply as text.
@@ -120,16 +120,17 @@ pub fn identity(run: u64) -> Identity {
     }
 }
 
-pub fn config(info: ConnectionInfo) -> RedisConfig {
+pub fn config(info: &ConnectionInfo) -> RedisConfig {
     RedisConfig {
-        info,
+        place: Place::Server(info.addr().clone()),
+        login: info.redis_settings().clone(),
         delivery: Delivery::ExactlyOnce,
         channel: "tallyd:deltas".to_owned(),
         timeouts: Timeouts::default(),
     }
 }
 
-pub fn store_at(info: ConnectionInfo) -> RedisStore {
+pub fn store_at(info: &ConnectionInfo) -> RedisStore {
     RedisStore::new(config(info), identity(1))
 }
 

@@ -78,6 +78,7 @@ impl<S: Store> Flush<S> {
                 Claim::Claimed => {
                     fail_point("claim.done");
                     self.token = Some(batch - 1);
+                    self.has_written = true;
                     self.claimed = true;
                 }
                 Claim::TokenMoved => return Ok(self.drop_lane(Pause::None)),
@@ -136,6 +137,7 @@ impl<S: Store> Flush<S> {
                 sums.stored = sums.stored.wrapping_add(stored);
                 fail_point("batch.answered");
                 self.token = Some(batch);
+                self.has_written = true;
                 self.confirmed = Some(Instant::now());
                 self.recovered();
                 if self.config.exactly_once
@@ -205,6 +207,7 @@ impl<S: Store> Flush<S> {
     pub(super) fn drop_lane(&mut self, pause: Pause) -> ControlFlow<Pause> {
         self.lane = None;
         self.token = None;
+        self.has_written = false;
         self.stats.store_up.set(0);
         ControlFlow::Break(pause)
     }

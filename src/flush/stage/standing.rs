@@ -35,6 +35,7 @@ impl<S: Store> Flush<S> {
             }
         }
         self.token = None;
+        self.has_written = false;
         if self.config.exactly_once {
             // A former process may have got further than any segment that could be read.
             let sealed = self
@@ -85,6 +86,7 @@ impl<S: Store> Flush<S> {
         self.server = Some(standing.server);
         self.clock = standing.clock;
         self.lane = Some(lane);
+        self.has_moved = false;
         self.stats.store_up.set(1);
         Ok(Ok(()))
     }
@@ -268,6 +270,7 @@ impl<S: Store> Flush<S> {
             );
         }
         self.sending.set(Sent::ANY);
+        self.replicated = self.replicated.min(to);
         self.tell(ToCounters::ForgetClocks).await?;
         self.retained.retain(|(_, kept)| kept.last_batch() <= to);
         for segment in lost.into_iter().rev() {
@@ -375,19 +378,29 @@ impl<S: Store> Flush<S> {
     }
 
     /// Before a segment that is old enough is removed, the store must have been seen to have it:
-    /// a quiet node would otherwise not notice a fail-over until it is too late to replay.
+    /// a quiet node would otherwise not notice a fail-over until it is too late to replay. The same
+    /// where the store has moved, and before replicas are asked whether they have it, too.
     pub(super) async fn confirm(&mut self) -> Result<(), FlushError> {
-        let Some((since, _)) = self.retained.front() else {
+        let Some((since, segment)) = self.retained.front() else {
             return Ok(());
         };
         let due = *since + self.config.retain;
-        if !self.config.exactly_once || due > Instant::now() || self.confirmed >= Some(due) {
+        let now = Instant::now();
+        let is_due = self.config.exactly_once && due <= now;
+        let must_look =
+            (is_due && self.confirmed < Some(due)) || (self.config.exactly_once && self.has_moved);
+        let must_count = is_due && !self.is_replicated(segment) && self.count_due <= now;
+        if !must_look && !must_count {
             return Ok(());
         }
         if self.lane.is_none()
             && let Err(pause) = self.connect().await?
         {
             self.complain(&pause);
+            return Ok(());
+        }
+        if !must_look && self.has_written {
+            self.count_replicas().await;
             return Ok(());
         }
         let Some(lane) = self.lane.as_mut() else {
@@ -398,9 +411,13 @@ impl<S: Store> Flush<S> {
         let pause = match within(&self.health, Self::STORE_PATIENCE, claiming).await {
             Claim::Claimed => {
                 self.token = Some(self.applied);
+                self.has_written = true;
                 self.claimed = true;
                 self.confirmed = Some(Instant::now());
                 self.recovered();
+                if must_count {
+                    self.count_replicas().await;
+                }
                 return Ok(());
             }
             Claim::TokenMoved => Pause::None,

@@ -39,6 +39,8 @@ impl<S: Store> Flush<S> {
         let bytes: usize = self.retained.iter().map(|(_, s)| s.bytes()).sum();
         self.stats.retained_segments.set(self.retained.len() as u64);
         self.stats.retained_bytes.set(bytes as u64);
+        let waiting = self.waiting_for_replicas() as u64;
+        self.stats.replicas_waiting_segments.set(waiting);
     }
 
     /// Logs a failure once per change and once a minute; returns how long to wait.
@@ -126,7 +128,9 @@ impl<S: Store> Flush<S> {
 /// The number of failures of this kind.
 fn kind_of<'a>(pause: &Pause, stats: &'a Stats) -> &'a Number {
     match pause {
-        Pause::Trouble(StoreError::Io { .. }) => &stats.retries_io_total,
+        Pause::Trouble(StoreError::Io { .. } | StoreError::NoMaster { .. }) => {
+            &stats.retries_io_total
+        }
         Pause::Trouble(StoreError::Timeout { .. }) => &stats.retries_timeout_total,
         Pause::Trouble(StoreError::Refused { .. }) => &stats.retries_refused_total,
         Pause::Trouble(StoreError::Protocol { .. }) => &stats.retries_protocol_total,

@@ -16,6 +16,8 @@
 //!    [`BYTES_PER_MS_MIN`] on average, both directions together. A server that sends a byte now and then
 //!    does not hold its client for longer than one that says nothing.
 //! 6. What a server says is cleaned by [`Shown`] where it leaves this file.
+//! 7. A connection that is left ([`Wire::end_with`]) fails before its next request, and in the middle
+//!    of one before another byte of an answer is taken.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -27,7 +29,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::LEFT;
 use super::codec::{Malformed, Reply, ReplyBuffer};
 use super::shown::{SHOWN_BYTES_MAX, Shown};
 use super::stream::Stream;
@@ -109,6 +113,7 @@ pub(super) struct Wire {
     limit: Duration,
     out: Vec<u8>,
     input: ReplyBuffer,
+    left: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl fmt::Debug for Wire {
@@ -128,6 +133,20 @@ impl Wire {
             limit,
             out: Vec::new(),
             input: ReplyBuffer::new(),
+            left: None,
+        }
+    }
+
+    /// Fails from the moment on that `left` is cancelled, also in the middle of an exchange.
+    pub(super) fn end_with(&mut self, left: CancellationToken) {
+        self.left = Some(Box::pin(left.cancelled_owned()));
+    }
+
+    /// Resolves when the connection is left.
+    pub(super) async fn left(&mut self) {
+        match &mut self.left {
+            Some(left) => left.await,
+            None => std::future::pending().await,
         }
     }
 
@@ -347,6 +366,13 @@ impl Wire {
 
     /// Reads once; how many bytes.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StoreError>> {
+        // Here, because whoever waits for anything waits for bytes.
+        if let Some(left) = &mut self.left
+            && left.as_mut().poll(cx).is_ready()
+        {
+            let source = io::Error::new(io::ErrorKind::ConnectionAborted, LEFT);
+            return Poll::Ready(Err(self.io(source)));
+        }
         let mut buffer = ReadBuf::new(self.input.room());
         match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
             Ok(()) if buffer.filled().is_empty() => {

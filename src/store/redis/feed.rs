@@ -27,9 +27,21 @@ impl RedisFeed {
     /// # Errors
     /// Any [`StoreError`].
     pub(super) async fn open(mut wire: Wire, config: &RedisConfig) -> Result<Self, StoreError> {
-        handshake::log_in(&mut wire, config.info.redis_settings()).await?;
+        handshake::log_in(&mut wire, &config.login).await?;
+        Self::on(wire, config.channel.as_bytes(), MESSAGE_BYTES_MAX).await
+    }
+
+    /// Subscribes to `channel` on a connection that is logged in.
+    ///
+    /// # Errors
+    /// Any [`StoreError`].
+    pub(super) async fn on(
+        mut wire: Wire,
+        channel: &[u8],
+        message_bytes_max: usize,
+    ) -> Result<Self, StoreError> {
         let mut request = Vec::new();
-        put_whole(&mut request, &[b"SUBSCRIBE", config.channel.as_bytes()]);
+        put_whole(&mut request, &[b"SUBSCRIBE", channel]);
         let mut confirmed = Confirmed {
             frames: Frames::new(1),
             refused: None,
@@ -40,7 +52,7 @@ impl RedisFeed {
         if let Some(message) = confirmed.refused {
             return Err(wire.refused(message));
         }
-        wire.set_reply_limit(MESSAGE_BYTES_MAX);
+        wire.set_reply_limit(message_bytes_max);
         Ok(RedisFeed {
             wire,
             message: Pushed::default(),

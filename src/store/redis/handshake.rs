@@ -200,9 +200,11 @@ pub(super) async fn open_at_least_once(
 
 /// What is no single server is called what it is, before its refusals are.
 fn single_server(wire: &Wire, server: &Frame) -> Result<(), StoreError> {
-    let what = match info_field(server, "redis_mode") {
+    // Valkey has a name of its own for it.
+    let mode = info_field(server, "redis_mode").or_else(|| info_field(server, "server_mode"));
+    let what = match mode {
         Some("cluster") => "a node of a Redis Cluster, and this tallyd flushes to a single server",
-        Some("sentinel") => "a Sentinel: store.url names the server that it watches",
+        Some("sentinel") => "a Sentinel: redis+sentinel://HOST:PORT/NAME asks it for its master",
         _ => return Ok(()),
     };
     Err(wire.refused(format!("this is {what}")))

@@ -1,4 +1,4 @@
-//! The flush connection: claims the token, applies batches.
+//! The flush connection: claims the token, applies batches, asks for replicas.
 //!
 //! Invariants:
 //! 1. While no batch is under way the token is watched, and `token` is what it held when the watch
@@ -9,6 +9,9 @@
 //!    given up half-way leaves a lane that refuses.
 //! 3. A key is called refused only if the user may use `INCRBY` at all, which is asked with a
 //!    transaction that is discarded.
+//! 4. `WAIT` stands between two transactions, never within one; it leaves the watch as it is.
+
+use std::time::Duration;
 
 use super::codec::{put_incrby, put_whole};
 use super::exchange::{Encoded, Failure, Request, Wire};
@@ -46,7 +49,7 @@ impl RedisLane {
         identity: Identity,
         store_id: &str,
     ) -> Result<(Self, Standing), StoreError> {
-        let login = config.info.redis_settings();
+        let login = &config.login;
         let token_key = token_key(identity.node);
         let standing = match config.delivery {
             Delivery::ExactlyOnce => {
@@ -268,6 +271,37 @@ impl Lane for RedisLane {
             Delivery::ExactlyOnce => self.apply_exactly_once(batch, deltas).await,
             Delivery::AtLeastOnce => self.apply_at_least_once(deltas).await,
         }
+    }
+
+    async fn replicas(&mut self, wanted: u32, limit: Duration) -> Result<u32, StoreError> {
+        if self.spent {
+            return Err(self.spent_error());
+        }
+        self.spent = true;
+        let mut request = Vec::new();
+        let (wanted, limit) = (wanted.to_string(), limit.as_millis().to_string());
+        put_whole(
+            &mut request,
+            &[b"WAIT", wanted.as_bytes(), limit.as_bytes()],
+        );
+        let mut frames = Frames::new(1);
+        let asked = self.wire.exchange(&mut Encoded(request), &mut frames).await;
+        asked.map_err(|failure| failure.error)?;
+        match frames.seen.first() {
+            Some(Frame::Integer(count)) => {
+                self.spent = false;
+                Ok(u32::try_from(*count).unwrap_or(0))
+            }
+            Some(Frame::Error(message)) => {
+                self.spent = false;
+                Err(self.wire.refused(format!("{message} (WAIT)")))
+            }
+            other => Err(self.wire.protocol(format!("WAIT gave {other:?}"))),
+        }
+    }
+
+    async fn left(&mut self) {
+        self.wire.left().await;
     }
 }
 

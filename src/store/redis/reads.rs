@@ -13,9 +13,9 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::codec::{Reply, put_whole};
-use super::exchange::{Encoded, Failure, Peer, Replies, Wire};
+use super::exchange::{Encoded, Failure, Replies, Wire};
+use super::origin::Origin;
 use super::replies::{text, unexpected};
-use super::stream::Connector;
 use super::{RedisConfig, handshake, server_error};
 use crate::store::{KeyError, Reading, StoreError, clock_key};
 
@@ -26,24 +26,17 @@ const VALUE_BYTES_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Pool {
     config: Arc<RedisConfig>,
-    connector: Arc<Connector>,
-    peer: Peer,
+    origin: Arc<Origin>,
     idle: Mutex<Vec<Wire>>,
     /// How many may be in use at a time.
     room: Semaphore,
 }
 
 impl Pool {
-    pub(super) fn new(
-        config: Arc<RedisConfig>,
-        connector: Arc<Connector>,
-        peer: Peer,
-        connections: usize,
-    ) -> Self {
+    pub(super) fn new(config: Arc<RedisConfig>, origin: Arc<Origin>, connections: usize) -> Self {
         Self {
             config,
-            connector,
-            peer,
+            origin,
             idle: Mutex::default(),
             room: Semaphore::new(connections),
         }
@@ -64,7 +57,7 @@ impl Pool {
         let mut values = self.ask(request, true, anew).await?;
         match values.refused.take() {
             None => self.reading(values),
-            Some(message) if is_passing(&message) => Err(self.peer.refused(&message)),
+            Some(message) if is_passing(&message) => Err(self.origin.peer().refused(&message)),
             Some(_) => self.read_plain(keys).await,
         }
     }
@@ -95,7 +88,7 @@ impl Pool {
         let published = self.ask(request, false, Published::default).await?;
         match published.0 {
             None => Ok(()),
-            Some(message) => Err(self.peer.refused(&message)),
+            Some(message) => Err(self.origin.peer().refused(&message)),
         }
     }
 
@@ -104,17 +97,18 @@ impl Pool {
             Ok(clock) => u64::try_from(clock.unwrap_or(0)).ok(),
             Err(error) => {
                 let message = format!("{error} (GET {})", clock_key());
-                return Err(self.peer.refused(&message));
+                return Err(self.origin.peer().refused(&message));
             }
         };
         let negative = || {
-            self.peer
+            self.origin
+                .peer()
                 .protocol(&format!("key {} is negative", clock_key()))
         };
         let clock = clock.ok_or_else(negative)?;
         // A server that refuses everything for now has said so for each key.
         if let Some(Err(KeyError::Retry(message))) = values.values.first() {
-            return Err(self.peer.refused(message));
+            return Err(self.origin.peer().refused(message));
         }
         Ok(Reading {
             values: values.values,
@@ -162,11 +156,9 @@ impl Pool {
     }
 
     async fn connect(&self) -> Result<Wire, StoreError> {
-        let stream = self.connector.connect().await?;
-        let timeouts = self.config.timeouts;
-        let mut wire = Wire::new(stream, self.peer.clone(), timeouts.connect);
-        handshake::log_in(&mut wire, self.config.info.redis_settings()).await?;
-        wire.set_limit(timeouts.response);
+        let mut wire = self.origin.wire().await?;
+        handshake::log_in(&mut wire, &self.config.login).await?;
+        wire.set_limit(self.config.timeouts.response);
         wire.set_reply_limit(VALUE_BYTES_MAX);
         wire.skip_long();
         Ok(wire)

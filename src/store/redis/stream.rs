@@ -29,17 +29,17 @@ pub(super) struct Connector {
     target: ConnectionAddr,
     address: Arc<str>,
     limit: Duration,
-    tls: Tls,
+    tls: Arc<Tls>,
 }
 
 impl Connector {
-    pub(super) fn new(target: ConnectionAddr, limit: Duration) -> Self {
-        let insecure = matches!(target, ConnectionAddr::TcpTls { insecure: true, .. });
+    /// `tls` is used only where the address asks for it.
+    pub(super) fn new(target: ConnectionAddr, limit: Duration, tls: Arc<Tls>) -> Self {
         Self {
             address: target.to_string().into(),
             target,
             limit,
-            tls: Tls::new(insecure),
+            tls,
         }
     }
 

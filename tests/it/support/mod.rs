@@ -8,6 +8,7 @@ pub mod load;
 pub mod proxy;
 pub mod redis;
 pub mod resp;
+pub mod sentinel;
 
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener};

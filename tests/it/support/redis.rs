@@ -1,6 +1,7 @@
 //! A real redis-server of the test's own, in a temporary directory, on a free port and a Unix socket.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -18,6 +19,16 @@ pub const OWN_PREFIX: &[u8] = b"tallyd:";
 
 /// Names another server than `redis-server`, for tests against other versions and against Valkey.
 const SERVER: &str = "TALLYD_TEST_SERVER";
+
+/// The server's program.
+pub fn server_program() -> OsString {
+    std::env::var_os(SERVER).unwrap_or_else(|| "redis-server".into())
+}
+
+/// Whether another server than the system's is tested against.
+pub fn is_other_server() -> bool {
+    std::env::var_os(SERVER).is_some()
+}
 
 /// The server. Ends with its value.
 #[derive(Debug)]
@@ -56,8 +67,7 @@ impl RedisServer {
             .append(true)
             .open(self.dir.path().join("log"))
             .expect("a file in our directory");
-        let server = std::env::var_os(SERVER).unwrap_or_else(|| "redis-server".into());
-        let child = Command::new(server)
+        let child = Command::new(server_program())
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
             .arg("--unixsocket")
             .arg(self.socket())
