@@ -18,6 +18,7 @@ mod list;
 mod load;
 pub mod mode;
 mod password;
+mod percent;
 mod reload;
 mod secret;
 mod sentinel_url;

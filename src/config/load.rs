@@ -314,7 +314,7 @@ mod tests {
             ),
             [
                 "flush.note: unknown key; [flush] has interval, max_keys, batch_keys, delivery, \
-                 retain, max_retained_bytes (file tallyd.toml:5)",
+                 retain, max_retained_bytes, replicas, replicas_timeout (file tallyd.toml:5)",
                 "flush.max_keys: is a number beyond 64 bits; expected a smaller number \
                  (file tallyd.toml:9)",
                 "flush.interval: is a date; expected a duration of at most \"365d\" with its \

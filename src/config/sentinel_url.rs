@@ -8,8 +8,8 @@ use std::net::Ipv6Addr;
 
 use redis::RedisConnectionInfo;
 
+use super::percent::encode;
 use super::secret::MASK;
-use super::store_url::{StoreUrlError, encode};
 
 /// The port of a Sentinel where none is written.
 const PORT: u16 = 26379;
@@ -32,15 +32,15 @@ pub struct SentinelUrl {
 }
 
 impl SentinelUrl {
-    /// Reads a URL; `None` where it is of another scheme.
-    pub(super) fn parse(text: &str) -> Option<Result<Self, StoreUrlError>> {
+    /// Reads a URL; `None` where it is of another scheme. The error goes on "a URL of Sentinels in which".
+    pub(super) fn parse(text: &str) -> Option<Result<Self, &'static str>> {
         let (scheme, rest) = text.split_once("://")?;
         let is_tls = match scheme {
             "redis+sentinel" | "valkey+sentinel" => false,
             "rediss+sentinel" | "valkeys+sentinel" => true,
             _ => return None,
         };
-        Some(parse_rest(rest, is_tls).map_err(StoreUrlError::Sentinel))
+        Some(parse_rest(rest, is_tls))
     }
 }
 

@@ -12,6 +12,7 @@ use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use toml::Value;
 
+use super::percent::encode;
 use super::secret::{MASK, Secret};
 use super::sentinel_url::SentinelUrl;
 use super::text::found;
@@ -73,7 +74,9 @@ impl StoreUrl {
             return Err(StoreUrlError::Password);
         }
         if let Some(sentinel) = SentinelUrl::parse(text) {
-            return sentinel.map(|url| Self::Sentinel(Box::new(url)));
+            return sentinel
+                .map(|url| Self::Sentinel(Box::new(url)))
+                .map_err(StoreUrlError::Sentinel);
         }
         let url = redis::parse_redis_url(text).ok_or(StoreUrlError::Scheme)?;
         let info = url.into_connection_info().map_err(|error| {
@@ -204,22 +207,6 @@ impl fmt::Debug for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Percent-encodes what is neither plain nor in `kept`.
-pub(super) fn encode(bytes: &[u8], kept: &[u8]) -> String {
-    use fmt::Write as _;
-
-    let mut encoded = String::with_capacity(bytes.len());
-    for &byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || kept.contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a `String` cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
 }
 
 impl Serialize for StoreUrl {

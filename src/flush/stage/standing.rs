@@ -387,8 +387,7 @@ impl<S: Store> Flush<S> {
         let due = *since + self.config.retain;
         let now = Instant::now();
         let is_due = self.config.exactly_once && due <= now;
-        let must_look =
-            (is_due && self.confirmed < Some(due)) || (self.config.exactly_once && self.has_moved);
+        let must_look = self.has_moved || (is_due && self.confirmed < Some(due));
         let must_count = is_due && !self.is_replicated(segment) && self.count_due <= now;
         if !must_look && !must_count {
             return Ok(());
