@@ -203,7 +203,7 @@ impl fmt::Debug for SentinelUrl {
 
 #[cfg(test)]
 mod tests {
-    use super::super::StoreUrl;
+    use super::super::{StoreUrl, StoreUrlError};
     use super::*;
 
     fn sentinel(text: &str) -> SentinelUrl {
