@@ -1,8 +1,7 @@
 //! What is applied is kept for a while, in case that the store goes back, and then removed. Meanwhile it
 //! is a file, neither open nor mapped.
 
-use std::time::Instant;
-
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{Flush, FlushError, RETAINED_SEGMENTS_MAX, on_disk};
