@@ -9,8 +9,8 @@ use super::descriptors::Connections;
 use crate::admin::feed::Feed;
 use crate::admin::{self, AdminError};
 use crate::config::{AdminListen, Cold, Config, Delivery, OnTimeout, StoreUrl, SyncPolicy};
-use crate::flush::FlushConfig;
 use crate::flush::stage::Durable;
+use crate::flush::{FileWork, FlushConfig};
 use crate::ingest::{Access, IngestConfig};
 use crate::socket::ListenError;
 use crate::store::redis::{self, Place, RedisConfig, SentinelConfig};
@@ -122,6 +122,7 @@ pub(super) fn flush(config: &Config) -> FlushConfig {
             SyncPolicy::Interval => Durable::Sealed,
             SyncPolicy::Always => Durable::Records,
         },
+        file_work: FileWork::Apart,
         pending_bytes_max: config.limits.max_pending_bytes as usize,
     }
 }

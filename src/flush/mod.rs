@@ -9,4 +9,4 @@ pub mod resolve;
 pub mod stage;
 
 pub use link::{Announcement, Asked, Closed, Heard, Sending, Settled, Sums, ToCounters};
-pub use stage::{Command, Flush, FlushConfig, FlushError};
+pub use stage::{Command, FileWork, Flush, FlushConfig, FlushError};

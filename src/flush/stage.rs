@@ -34,11 +34,11 @@ mod tell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior, interval_at};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking, yield_now};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::link::{Announcement, Sending, Settled, Sums, ToCounters};
 use crate::health::Health;
@@ -91,6 +91,36 @@ pub enum Durable {
     Records,
 }
 
+/// Where file work is done that takes its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileWork {
+    /// On other threads, where it holds up no other stage.
+    Apart,
+    /// On the stage's own: for a simulation, in which no time passes meanwhile, and to wake another thread
+    /// takes longer than the work.
+    Here,
+}
+
+impl FileWork {
+    /// Does it.
+    ///
+    /// # Errors
+    /// It panicked.
+    async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        match self {
+            Self::Apart => spawn_blocking(work).await,
+            Self::Here => {
+                // Others have their turn before it is done, as they have with threads.
+                yield_now().await;
+                Ok(work())
+            }
+        }
+    }
+}
+
 /// What the stage needs to know.
 #[derive(Debug, Clone)]
 pub struct FlushConfig {
@@ -110,6 +140,8 @@ pub struct FlushConfig {
     pub replicas_timeout: Duration,
     /// What a power cut may take.
     pub durable: Durable,
+    /// Where it seals and makes segments.
+    pub file_work: FileWork,
     /// Bound on the bytes of records that are not in the store.
     pub pending_bytes_max: usize,
 }
@@ -495,7 +527,7 @@ fn on_disk<T>(health: &Health, work: impl FnOnce() -> T) -> T {
 
 /// The first tick comes after one period, as what a former process left has been flushed by then.
 fn ticks(period: Duration) -> Interval {
-    let mut ticks = interval_at(tokio::time::Instant::now() + period, period);
+    let mut ticks = interval_at(Instant::now() + period, period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }

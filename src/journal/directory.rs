@@ -29,7 +29,7 @@ use super::place::Place;
 use super::plan::{Circumstances, Fate, Found, plan};
 use super::power::Boot;
 use super::reserve::{Purpose, RESERVE_BYTES, Reserve};
-use super::segment::{Sealed, SealedParts, Writer, map_read};
+use super::segment::{BYTES_INITIAL, Sealed, SealedParts, Writer, map_read};
 use crate::fail_point::fail_point;
 use crate::private::{self, Narrowed};
 use crate::small_file;
@@ -144,6 +144,7 @@ pub struct Directory {
     /// Every batch number that a former process may have used is at most this.
     numbered: u64,
     batch_keys: u32,
+    segment_bytes: usize,
     reserve: Reserve,
     _lock: File,
 }
@@ -183,6 +184,21 @@ impl Directory {
         path: &Path,
         batch_keys: u32,
         bytes_max: usize,
+    ) -> Result<(Self, Recovery, Writer), JournalError> {
+        Self::open_sized(path, batch_keys, bytes_max, BYTES_INITIAL)
+    }
+
+    /// The same with new segments of `segment_bytes`. Smaller ones than [`BYTES_INITIAL`] are for a
+    /// simulation with a dozen keys: to preallocate and map a segment takes longer than all that is done
+    /// to it.
+    ///
+    /// # Errors
+    /// As [`Directory::open`].
+    pub fn open_sized(
+        path: &Path,
+        batch_keys: u32,
+        bytes_max: usize,
+        segment_bytes: usize,
     ) -> Result<(Self, Recovery, Writer), JournalError> {
         let segments = path.join("segments");
         private::create_directory(&segments).map_err(io_error(&segments, "create"))?;
@@ -228,6 +244,7 @@ impl Directory {
             next_segment: 1,
             numbered: 0,
             batch_keys,
+            segment_bytes,
             reserve: Reserve::of(path),
             _lock: lock,
         };
@@ -347,7 +364,7 @@ impl Directory {
     /// What the file system says.
     pub fn create_segment(&mut self, bytes_max: usize) -> Result<Writer, JournalError> {
         let (path, header) = self.next_header();
-        let writer = Writer::create(&path, header, bytes_max)
+        let writer = Writer::create(&path, header, bytes_max, self.segment_bytes)
             .map_err(io_error(&path, "create and preallocate"))?;
         self.next_segment += 1;
         fail_point("segment.created");
@@ -367,7 +384,7 @@ impl Directory {
         self.reserve.fill();
         let created = || {
             let given = self.reserve.give(Purpose::Segment, &path)?;
-            let reuse = || Writer::reuse(&path, header, bytes_max);
+            let reuse = || Writer::reuse(&path, header, bytes_max, self.segment_bytes);
             given.then(reuse).transpose()
         };
         let writer = created().map_err(io_error(&path, "create"))?;
@@ -383,7 +400,7 @@ impl Directory {
     /// What the system says.
     pub fn create_nowhere(&mut self, bytes_max: usize) -> Result<Writer, JournalError> {
         let (path, header) = self.next_header();
-        let writer = Writer::nowhere(&path, header, bytes_max)
+        let writer = Writer::nowhere(&path, header, bytes_max, self.segment_bytes)
             .map_err(io_error(&path, "create in memory"))?;
         self.next_segment += 1;
         Ok(writer)
@@ -399,7 +416,7 @@ impl Directory {
         let Some(last) = unneeded.pop_if(is_last) else {
             return Ok(None);
         };
-        Writer::reuse(&last.path, last.header, bytes_max)
+        Writer::reuse(&last.path, last.header, bytes_max, self.segment_bytes)
             .map(Some)
             .map_err(io_error(&last.path, "take up"))
     }

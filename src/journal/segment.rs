@@ -34,7 +34,7 @@ use crate::private;
 use crate::store::Delta;
 
 /// A new segment's size in bytes: room for some 30,000 short keys before it first grows.
-const BYTES_INITIAL: usize = 1 << 20;
+pub const BYTES_INITIAL: usize = 1 << 20;
 
 /// No more is made ready in advance, in bytes: an epoch that grew while the store was away is no
 /// measure for the next.
@@ -51,6 +51,8 @@ pub struct Writer {
     end: usize,
     /// No record may end beyond this, whatever the file could hold.
     bytes_max: usize,
+    /// What a new segment has; with less it is cramped.
+    bytes_initial: usize,
     records: u32,
     batch_starts: Vec<u32>,
     /// Of a segment taken up again: what its `applied` cell told.
@@ -87,17 +89,23 @@ impl Stuck {
 }
 
 impl Writer {
-    /// Creates the segment's file and preallocates it.
+    /// Creates the segment's file and preallocates so many bytes of it, rounded up to whole pages.
     ///
     /// # Errors
     /// What the file system says; a partial file is removed again.
-    pub fn create(path: &Path, header: Header, bytes_max: usize) -> io::Result<Self> {
+    pub fn create(
+        path: &Path,
+        header: Header,
+        bytes_max: usize,
+        bytes_initial: usize,
+    ) -> io::Result<Self> {
         let file = private::options()
             .read(true)
             .write(true)
             .create_new(true)
             .open(path)?;
-        Self::with_room(file, path, header, bytes_max, BYTES_INITIAL).inspect_err(|_| {
+        let bytes = bytes_initial.max(RECORDS_AT).next_multiple_of(RECORDS_AT);
+        Self::with_room(file, path, header, bytes_max, bytes, bytes).inspect_err(|_| {
             // What could not be preallocated holds nothing yet.
             let _ = std::fs::remove_file(path);
         })
@@ -108,7 +116,12 @@ impl Writer {
     ///
     /// # Errors
     /// What the file system says.
-    pub(super) fn reuse(path: &Path, header: Header, bytes_max: usize) -> io::Result<Self> {
+    pub(super) fn reuse(
+        path: &Path,
+        header: Header,
+        bytes_max: usize,
+        bytes_initial: usize,
+    ) -> io::Result<Self> {
         let file = File::options().read(true).write(true).open(path)?;
         let bytes = (file.metadata()?.len() as usize).max(RECORDS_AT);
         Self::with_room(
@@ -117,6 +130,7 @@ impl Writer {
             header,
             bytes_max,
             bytes.next_multiple_of(RECORDS_AT),
+            bytes_initial,
         )
     }
 
@@ -124,9 +138,14 @@ impl Writer {
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn nowhere(path: &Path, header: Header, bytes_max: usize) -> io::Result<Self> {
+    pub(super) fn nowhere(
+        path: &Path,
+        header: Header,
+        bytes_max: usize,
+        bytes_initial: usize,
+    ) -> io::Result<Self> {
         let file = File::from(memfd_create("tallyd", MemfdFlags::CLOEXEC)?);
-        Self::with_room(file, path, header, bytes_max, RECORDS_AT)
+        Self::with_room(file, path, header, bytes_max, RECORDS_AT, bytes_initial)
     }
 
     fn with_room(
@@ -135,6 +154,7 @@ impl Writer {
         header: Header,
         bytes_max: usize,
         bytes: usize,
+        bytes_initial: usize,
     ) -> io::Result<Self> {
         preallocate(&file, bytes)?;
         let mut map = map_mut(&file, bytes)?;
@@ -148,10 +168,11 @@ impl Writer {
             first_batch: 0,
             end: RECORDS_AT,
             bytes_max,
+            bytes_initial,
             records: 0,
             batch_starts: Vec::new(),
             applied: 0,
-            stuck: Stuck::new(if bytes < BYTES_INITIAL {
+            stuck: Stuck::new(if bytes < bytes_initial {
                 IS_EMPTY
             } else {
                 GROWS
@@ -161,7 +182,7 @@ impl Writer {
 
     /// Whether it has less room than a new segment is to have.
     pub fn is_cramped(&self) -> bool {
-        self.map.len() < BYTES_INITIAL
+        self.map.len() < self.bytes_initial
     }
 
     /// Tells other threads whether it can grow.
@@ -201,6 +222,7 @@ impl Writer {
             first_batch: parts.first_batch,
             end: parts.end,
             bytes_max: 0,
+            bytes_initial: 0,
             records: parts.records,
             batch_starts: parts.batch_starts,
             applied: parts.applied,

@@ -1,8 +1,7 @@
 //! What is applied is kept for a while, and until enough replicas have it, in case that the store goes
 //! back; and then removed. Meanwhile it is a file, neither open nor mapped.
 
-use std::time::Instant;
-
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{COUNT_INTERVAL, Flush, FlushError, Pause, RETAINED_SEGMENTS_MAX, on_disk, within};

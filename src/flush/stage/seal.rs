@@ -47,7 +47,7 @@ impl<S: Store> Flush<S> {
         fail_point("seal.closed");
         let hot = Arc::clone(&self.hot);
         // File I/O waits where it holds up no other stage.
-        let sealing = tokio::task::spawn_blocking(move || {
+        let sealing = self.config.file_work.run(move || {
             let sealed = writer.seal()?;
             let epoch = sealed.deltas().map(|delta| (delta.key, delta.amount));
             hot.add_epoch(Instant::now(), epoch);
@@ -160,7 +160,7 @@ impl<S: Store> Flush<S> {
     ) -> Result<Option<Writer>, JournalError> {
         let directory = Arc::clone(&self.directory);
         let named = (self.config.durable == Durable::Records).then(|| self.names.clone());
-        let made = tokio::task::spawn_blocking(move || {
+        let made = self.config.file_work.run(move || {
             let mut directory = directory.lock().unwrap_or_else(PoisonError::into_inner);
             let made = make(&mut directory)?;
             if let Some(names) = named {

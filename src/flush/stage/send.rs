@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::super::link::{Announcement, Settled, ToCounters};

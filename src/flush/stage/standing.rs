@@ -3,9 +3,9 @@
 use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::super::link::{Settled, ToCounters};

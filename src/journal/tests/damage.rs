@@ -433,7 +433,8 @@ fn a_segment_whose_numbers_are_taken_is_set_aside() {
         .into_iter()
         .map(|(number, first_batch)| {
             let path = dir.path().join(number.to_string());
-            let mut writer = Writer::create(&path, header(number, 1), BYTES_MAX).unwrap();
+            let mut writer =
+                Writer::create(&path, header(number, 1), BYTES_MAX, BYTES_INITIAL).unwrap();
             writer.begin(first_batch);
             writer.append(b"a", 1).unwrap();
             writer.append(b"b", 1).unwrap();

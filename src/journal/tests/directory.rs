@@ -190,7 +190,7 @@ fn at_its_limit_a_segment_refuses_new_keys_only() {
 fn records_that_fill_the_file_to_its_last_byte_leave_room_for_the_table() {
     let dir = scratch();
     let path = dir.path().join("full.seg");
-    let mut writer = Writer::create(&path, header(1, 1), BYTES_MAX).unwrap();
+    let mut writer = Writer::create(&path, header(1, 1), BYTES_MAX, BYTES_INITIAL).unwrap();
     writer.begin(1);
     let room = fs::metadata(path).unwrap().len() as usize - RECORDS_AT;
     let records = (room / record_bytes(4)) as u32;

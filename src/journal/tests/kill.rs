@@ -12,7 +12,7 @@ const KEY: &[u8] = b"the-next-key";
 /// A segment with two records that is open, as bytes.
 fn open_segment(dir: &Path) -> (Vec<u8>, usize) {
     let path = dir.join("open.seg");
-    let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX).unwrap();
+    let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX, BYTES_INITIAL).unwrap();
     writer.begin(10);
     writer.append(b"a", 1).unwrap();
     writer.append(b"b", 2).unwrap();
@@ -82,7 +82,7 @@ fn a_kill_at_any_step_of_append_leaves_the_record_out_or_in() {
 fn what_append_and_add_leave_behind_is_sound_after_each_call() {
     let dir = scratch();
     let path = dir.path().join("open.seg");
-    let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX).unwrap();
+    let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX, BYTES_INITIAL).unwrap();
     writer.begin(1);
     let mut sum = 0;
     for index in 0..50_i64 {
@@ -103,7 +103,7 @@ fn what_append_and_add_leave_behind_is_sound_after_each_call() {
 fn a_kill_at_any_step_of_creating_and_opening_is_no_damage() {
     let dir = scratch();
     let path = dir.path().join("s.seg");
-    let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX).unwrap();
+    let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX, BYTES_INITIAL).unwrap();
     let standby = fs::read(&path).unwrap();
     writer.begin(10);
     let begun = fs::read(&path).unwrap();

@@ -16,7 +16,7 @@ fn no_reader_ever_sees_an_end_without_its_record() {
     let dir = scratch();
     for round in 0..10 {
         let path = dir.path().join(format!("{round}.seg"));
-        let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX).unwrap();
+        let mut writer = Writer::create(&path, header(3, 2), BYTES_MAX, BYTES_INITIAL).unwrap();
         writer.begin(1);
         let file = fs::File::open(&path).unwrap();
         let map = map_read(&file, file.metadata().unwrap().len() as usize).unwrap();

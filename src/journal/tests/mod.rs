@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::examine::{Examined, Expected, examine_bytes};
 use super::format::{self, Header};
-use super::segment::Writer;
+use super::segment::{BYTES_INITIAL, Writer};
 use super::{Directory, Recovery};
 use crate::counters::Recorder;
 use crate::store::NodeId;
@@ -117,7 +117,7 @@ fn seal(directory: &mut Directory, writer: &mut Writer) -> super::Sealed {
 /// A segment of five records in three batches, by hand: it pins the format.
 fn golden(dir: &Path) -> Vec<u8> {
     let path = dir.join("golden.seg");
-    let mut writer = Writer::create(&path, header(7, 2), BYTES_MAX).unwrap();
+    let mut writer = Writer::create(&path, header(7, 2), BYTES_MAX, BYTES_INITIAL).unwrap();
     writer.begin(41);
     let first = writer.append(b"likes:42", 8731).unwrap();
     writer.append(b"", i64::MIN).unwrap();
