@@ -31,3 +31,26 @@ pub fn store16(bytes: &mut [u8], at: usize, low: u64, high: u64) {
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     compile_error!("a 16-byte store by one instruction is needed here");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bytes_are_stored_and_none_around_them() {
+        let mut bytes = vec![0xee; 64];
+        store16(&mut bytes, 16, 0x0807_0605_0403_0201, u64::MAX);
+        let mut expected = [0xee; 64];
+        expected[16..24].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        expected[24..32].fill(0xff);
+        assert_eq!(bytes, expected);
+        store16(&mut bytes, 48, 0, 0);
+        assert_eq!((bytes[47], &bytes[48..]), (0xee, &[0; 16][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn what_lies_beyond_the_end_is_refused() {
+        store16(&mut [0; 31], 16, 0, 0);
+    }
+}
