@@ -39,8 +39,9 @@ use crate::wire::encode::{self, Out, Version};
 
 /// Commands applied together: enough for their cache misses to overlap.
 const GROUP: usize = 64;
-/// A burst stops here to be written, so that small commands with large answers stay bounded.
-const REPLY_BYTES_MAX: usize = 1 << 20;
+/// A burst stops here to be written, and others have a turn: small commands with large answers are no more
+/// work than the increments of one read.
+const REPLY_BYTES_MAX: usize = 64 << 10;
 /// What an operation on a key that is not known holds while it waits, with its key's entry.
 const COLD_BYTES: usize = size_of::<(usize, i64, Rc<ColdKey>)>() + 128;
 /// Keys that begin so are this daemon's own.
