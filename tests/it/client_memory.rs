@@ -1,8 +1,8 @@
 //! Promise 6: whatever clients send, and whatever they do not read, what is held for all of them stays
 //! within `limits.max_client_bytes`, and a client that behaves is served.
 //!
-//! `TALLYD_ATTACKS=full` runs the attacks at full size against the default limit, and prints the figures
-//! that the README states; for a release build.
+//! `TALLYD_ATTACKS=full` runs the attacks at full size against the default limit; for a release build. The
+//! figures are printed.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;

@@ -32,7 +32,7 @@ fn a_master_that_is_killed_under_load_is_followed_and_every_total_is_exact() {
         .flush_interval("10ms")
         .set("flush.batch_keys", 3)
         .start();
-    let load = Load::start(daemon.socket(), "killed", 8, 10);
+    let load = Load::start_amid_losses(daemon.socket(), "killed", 8, 10);
     load.wait_acknowledged(5000);
     wait_until("flushes arrive", || {
         group.servers[0].counter("killed:0") > 0
@@ -56,7 +56,7 @@ fn a_master_that_is_killed_under_load_is_followed_and_every_total_is_exact() {
 
     // The old master comes back, empty and for a while as a master: it is not written to.
     group.servers[0].restart();
-    let load = Load::start(daemon.socket(), "later", 4, 10);
+    let load = Load::start_amid_losses(daemon.socket(), "later", 4, 10);
     wait_until("the old master is made a replica", || {
         let stats = ask(&group.servers[0], &["INFO", "commandstats"]).text();
         if role(&group.servers[0]) == "slave" {
@@ -88,7 +88,7 @@ fn a_master_that_is_killed_under_load_is_followed_and_every_total_is_exact() {
 fn a_failover_by_hand_is_followed_at_once() {
     let group = Group::start(None, None);
     let daemon = Daemon::builder(group.url()).flush_interval("10ms").start();
-    let load = Load::start(daemon.socket(), "moved", 4, 10);
+    let load = Load::start_amid_losses(daemon.socket(), "moved", 4, 10);
     load.wait_acknowledged(1000);
     for next in [1, 0] {
         wait_until("a fail-over is possible", || {

@@ -38,8 +38,23 @@ impl Load {
         )
     }
 
+    /// The same where the store loses writes: until they are sent again, replies may be lower than before.
+    pub fn start_amid_losses(socket: &Path, name: &str, clients: usize, pipeline: usize) -> Self {
+        let keys = (0..clients).map(|number| format!("{name}:{number}"));
+        Self::spawn(socket, keys, pipeline, false)
+    }
+
     /// The same with keys of their own making.
     pub fn on_keys(socket: &Path, keys: impl IntoIterator<Item = String>, pipeline: usize) -> Self {
+        Self::spawn(socket, keys, pipeline, true)
+    }
+
+    fn spawn(
+        socket: &Path,
+        keys: impl IntoIterator<Item = String>,
+        pipeline: usize,
+        rises: bool,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicI64::new(0));
         let workers = keys
@@ -49,6 +64,7 @@ impl Load {
                     socket: socket.to_path_buf(),
                     key,
                     pipeline,
+                    rises,
                     stop: Arc::clone(&stop),
                     acknowledged: Arc::clone(&acknowledged),
                 };
@@ -95,6 +111,8 @@ struct Worker {
     socket: PathBuf,
     key: String,
     pipeline: usize,
+    /// Whether each reply is higher than the one before.
+    rises: bool,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicI64>,
 }
@@ -119,7 +137,11 @@ impl Worker {
             for _ in 0..self.pipeline {
                 match client.read() {
                     Ok(Value::Integer(value)) => {
-                        assert!(value > last, "{}: {value} after {last}", self.key);
+                        assert!(
+                            value > last || !self.rises,
+                            "{}: {value} after {last}",
+                            self.key
+                        );
                         last = value;
                         counted.acknowledged += 1;
                         self.acknowledged.fetch_add(1, Ordering::Relaxed);
