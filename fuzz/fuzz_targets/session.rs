@@ -41,6 +41,7 @@ fn house() -> House {
             view_age_max: Duration::from_secs(60),
             sync_always: false,
             connections_max: 10,
+            connections_wanted: 10,
             client_bytes_max: 64 * MIB,
             transaction_bytes_max: 4 * MIB,
             channel: "tallyd:deltas".to_owned(),
