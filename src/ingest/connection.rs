@@ -81,13 +81,9 @@ impl Connection {
     /// Serves the client until it goes, or is told to.
     pub async fn run(mut self) {
         let client = Rc::clone(&self.session.client);
-        let served = tokio::select! {
-            biased;
-            () = client.killed() => return,
-            served = self.serve() => served,
-        };
+        let served = client.unless_killed(self.serve()).await;
         // An error here is the client's going away in the middle of something.
-        if let Err(error) = served {
+        if let Some(Err(error)) = served {
             tracing::debug!(client = self.session.client.id, %error, "the connection broke");
         }
     }

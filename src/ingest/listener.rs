@@ -4,11 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -42,19 +42,38 @@ pub struct Client {
     pub resp3: Cell<bool>,
     write: Weak<OwnedWriteHalf>,
     killed: Cell<bool>,
-    kill: Notify,
+    /// Of the task that serves it.
+    waker: RefCell<Option<Waker>>,
 }
 
 impl Client {
     /// Ends the connection at once, whatever it waits for, and gives back what it holds.
     pub fn kill(&self) {
         self.killed.set(true);
-        self.kill.notify_one();
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
     }
 
-    /// Waits for [`kill`](Self::kill).
-    pub async fn killed(&self) {
-        self.kill.notified().await;
+    /// Serves it until that ends, or until [`kill`](Self::kill): `None`. Costs a look at a flag each time that
+    /// the task is woken, which a `select!` does not.
+    pub async fn unless_killed<T>(&self, serve: impl Future<Output = T>) -> Option<T> {
+        let mut serve = std::pin::pin!(serve);
+        std::future::poll_fn(|cx| {
+            if self.killed.get() {
+                return Poll::Ready(None);
+            }
+            let mut waker = self.waker.borrow_mut();
+            if waker
+                .as_ref()
+                .is_none_or(|known| !known.will_wake(cx.waker()))
+            {
+                *waker = Some(cx.waker().clone());
+            }
+            drop(waker);
+            serve.as_mut().poll(cx).map(Some)
+        })
+        .await
     }
 
     /// By which `CLIENT KILL` finds it: Unix sockets have no addresses that differ.
@@ -120,7 +139,7 @@ impl Clients {
             queued: Cell::default(),
             resp3: Cell::default(),
             killed: Cell::new(false),
-            kill: Notify::new(),
+            waker: RefCell::default(),
         });
         self.list.borrow_mut().insert(id, Rc::clone(&client));
         client
