@@ -26,6 +26,8 @@ pub struct Known<'a> {
     pub applied: u64,
     /// The last batch sealed.
     pub sealed: u64,
+    /// Batches up to this one went to another store: this one never had them.
+    pub floor: u64,
     /// No former run has used a higher batch number.
     pub numbered: u64,
     /// Whether the batch after `applied` may have been sent without a reply.
@@ -90,9 +92,9 @@ pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
         let same_server = known.server == Some(standing.server.as_str());
         return match (lost_its_clock, same_server) {
             (true, true) => Verdict::Emptied,
-            (true, false) => Verdict::RolledBack(0),
+            (true, false) => rolled_back(known, 0),
             // Who does not know where the token was cannot tell another server.
-            (false, false) if known.whole && known.server.is_some() => Verdict::RolledBack(0),
+            (false, false) if known.whole && known.server.is_some() => rolled_back(known, 0),
             (false, _) => Verdict::TokenLost,
         };
     };
@@ -124,15 +126,25 @@ pub fn resolve(known: Known<'_>, standing: &Standing) -> Verdict {
     }
     match token.batch {
         batch if batch > known.applied => Verdict::Applied(batch),
-        batch if batch < known.applied => Verdict::RolledBack(batch),
+        batch if batch < known.applied => rolled_back(known, batch),
         _ => Verdict::Continue,
+    }
+}
+
+/// What the store lacks is what it once had.
+fn rolled_back(known: Known<'_>, to: u64) -> Verdict {
+    let to = to.max(known.floor);
+    if to < known.applied {
+        Verdict::RolledBack(to)
+    } else {
+        Verdict::Continue
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Token;
+    use crate::store::{StoreId, Token};
 
     const OURS: RunId = RunId(1);
     const EARLIER: RunId = RunId(2);
@@ -150,6 +162,7 @@ mod tests {
             ever_claimed: true,
             server: Some("a"),
             former: None,
+            floor: 0,
             clock: 100,
             whole: false,
         }
@@ -275,5 +288,60 @@ mod tests {
             ..young
         };
         assert_eq!(resolve(restarted, &elsewhere), Verdict::TokenLost);
+    }
+
+    fn store(id: &str) -> StoreId {
+        StoreId {
+            id: id.to_owned(),
+            is_new: false,
+        }
+    }
+
+    #[test]
+    fn only_who_was_configured_to_another_store_is_elsewhere() {
+        let at = |id: &str, token| Standing {
+            store: Some(store(id)),
+            ..standing(token, 500, "b")
+        };
+        let moved = Known {
+            former: Some("redis:1"),
+            ..known(4, 6, true)
+        };
+        for token in [None, Some((2, EARLIER)), Some((4, OURS))] {
+            assert_eq!(resolve(moved, &at("redis:2", token)), Verdict::Elsewhere);
+        }
+        assert_eq!(
+            resolve(moved, &at("redis:1", Some((2, OURS)))),
+            Verdict::RolledBack(2),
+            "the same store somewhere else"
+        );
+        assert_eq!(
+            resolve(known(4, 6, true), &at("redis:2", Some((2, OURS)))),
+            Verdict::RolledBack(2),
+            "nobody has moved this node"
+        );
+        for token in [(2, FOREIGN), (5, OURS)] {
+            let verdict = resolve(moved, &at("redis:2", Some(token)));
+            assert_ne!(verdict, Verdict::Elsewhere, "{token:?}");
+        }
+    }
+
+    /// What a process that died right after it had moved leaves to the next one: a token of an earlier stay.
+    #[test]
+    fn what_went_to_another_store_is_not_sent_here() {
+        let moved = Known {
+            floor: 4,
+            claimed: false,
+            ..known(4, 6, false)
+        };
+        let earlier = standing(Some((2, EARLIER)), 500, "b");
+        assert_eq!(resolve(moved, &earlier), Verdict::Continue);
+        let later = Known {
+            applied: 6,
+            ..moved
+        };
+        assert_eq!(resolve(later, &earlier), Verdict::RolledBack(4));
+        let emptied = standing(None, 0, "c");
+        assert_eq!(resolve(later, &emptied), Verdict::RolledBack(4));
     }
 }

@@ -257,6 +257,8 @@ pub struct Flush<S: Store> {
     server: Option<String>,
     /// The store that has what was applied, and where it was.
     store_known: Option<(String, String)>,
+    /// Batches up to this one went to another store.
+    floor: u64,
     /// Whether the directory tells this server.
     server_is_noted: bool,
     clock: u64,
@@ -306,6 +308,7 @@ impl<S: Store> Flush<S> {
     pub fn new(config: FlushConfig, parts: Parts<S>) -> Self {
         let identity = parts.directory.identity();
         let server = parts.directory.server().map(str::to_owned);
+        let floor = parts.directory.floor();
         let store_known = parts.directory.store();
         let store_known = store_known.map(|(id, url)| (id.to_owned(), url.to_owned()));
         Flush {
@@ -355,6 +358,7 @@ impl<S: Store> Flush<S> {
             claimed: false,
             server,
             store_known,
+            floor,
             server_is_noted: false,
             clock: 0,
             done: HashMap::new(),

@@ -4,7 +4,7 @@
 //! it. Publishing is work of [`slice`](super::slice)s: between two of them a subscriber may come or go,
 //! and gets the message or not.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use super::account::Part;
@@ -207,11 +207,10 @@ impl Hub {
         self.key_channels > 0 || !self.patterns.is_empty()
     }
 
-    /// Channels with a subscriber that match `pattern`, each once.
-    pub fn channels(&self, pattern: Option<&Glob>) -> BTreeSet<&[u8]> {
+    /// Channels with a subscriber that match `pattern`.
+    pub fn channels(&self, pattern: Option<&Glob>) -> impl Iterator<Item = &[u8]> {
         let all = self.channels.keys().map(|name| &**name);
-        all.filter(|name| pattern.is_none_or(|pattern| pattern.matches(name)))
-            .collect()
+        all.filter(move |name| pattern.is_none_or(|pattern| pattern.matches(name)))
     }
 
     /// How many subscribe to exactly this channel.

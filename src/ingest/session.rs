@@ -155,6 +155,7 @@ impl Session {
             // And a copy of each key while it is waited for.
             + 2 * self.cold_input.capacity()
             + self.waiting * KEY_BYTES
+            + self.large.as_ref().map_or(0, Large::held_bytes)
             + self.cold.capacity() * COLD_BYTES
     }
 

@@ -126,6 +126,9 @@ struct NodeFile {
     store: Option<String>,
     #[serde(default)]
     store_url: Option<String>,
+    /// Batches up to this one went to another store.
+    #[serde(default)]
+    floor: u64,
     /// When the last run was at work.
     #[serde(default)]
     last: Boot,
@@ -139,6 +142,7 @@ pub struct Directory {
     ever_claimed: bool,
     server: Option<String>,
     store: Option<(String, String)>,
+    floor: u64,
     boot: Boot,
     next_segment: u64,
     /// Every batch number that a former process may have used is at most this.
@@ -212,6 +216,7 @@ impl Directory {
                 claimed: false,
                 server: None,
                 store: None,
+                floor: 0,
                 last: Boot::default(),
             },
             // A new id would make orphans of them.
@@ -228,6 +233,7 @@ impl Directory {
             claimed,
             server,
             store,
+            floor,
             last,
         } = known;
         let run = RunId(random() as u64);
@@ -240,6 +246,7 @@ impl Directory {
             ever_claimed: claimed,
             server,
             store,
+            floor,
             boot: Boot::now(),
             next_segment: 1,
             numbered: 0,
@@ -344,13 +351,24 @@ impl Directory {
         self.write_node()
     }
 
-    /// Notes, durably, which store gets what is flushed from now on, and where it is. If it is `another` than
-    /// the one that was known, this node's token is not there yet.
+    /// Batches up to this one went to another store than the one that is known.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Notes, durably, which store gets what is flushed from now on, and where it is. `another`: it is not the
+    /// one that was known, which has the batches up to this one; this node's token is not there yet.
     ///
     /// # Errors
     /// What the file system says.
-    pub fn note_store(&mut self, id: &str, url: &str, another: bool) -> Result<(), JournalError> {
-        if another {
+    pub fn note_store(
+        &mut self,
+        id: &str,
+        url: &str,
+        another: Option<u64>,
+    ) -> Result<(), JournalError> {
+        if let Some(applied) = another {
+            self.floor = applied;
             self.ever_claimed = false;
             self.server = None;
         }
@@ -572,6 +590,7 @@ impl Directory {
             server: self.server.clone(),
             store: self.store.as_ref().map(|(id, _)| id.clone()),
             store_url: self.store.as_ref().map(|(_, url)| url.clone()),
+            floor: self.floor,
             last: self.boot.clone(),
         })
         .map_err(io::Error::from)
@@ -745,6 +764,8 @@ pub struct NodeFacts {
     pub server: Option<String>,
     /// Which store that is, and where it was, if that is known.
     pub store: Option<(String, String)>,
+    /// Batches up to this one went to another store.
+    pub floor: u64,
     /// When the last of these runs was at work.
     pub last: Boot,
 }
@@ -787,6 +808,7 @@ pub fn read_node(state_dir: &Path) -> Result<Option<NodeFacts>, JournalError> {
         claimed: file.claimed,
         server: file.server,
         store: file.store.zip(file.store_url),
+        floor: file.floor,
         last: file.last,
     }))
 }

@@ -267,3 +267,33 @@ fn answers_that_are_too_large_abort_a_transaction_before_anything_of_it_counts()
     assert_eq!(client.number(&["TALLY.PENDING", "k"]), 0);
     assert_eq!(client.number(&["INCR", "k"]), 1);
 }
+
+/// The story: what `EXEC` had taken out of the queue was charged to nobody while it waited for values.
+#[test]
+fn a_large_transaction_is_charged_until_it_is_answered() {
+    let mut redis = RedisServer::start(&[]);
+    let daemon = quiet(&redis).set("reply.load_timeout", "60s").start();
+    daemon.client().command(&["INCR", "known"]);
+    redis.pause();
+    let mut client = daemon.client();
+    let mut bytes = request(&["MULTI"]);
+    for key in 0..20_000 {
+        bytes.extend(request(&["INCR", &format!("article:{key}:likes")]));
+    }
+    bytes.extend(request(&["EXEC"]));
+    let mut writer = client.stream().duplicate();
+    std::thread::scope(|scope| {
+        scope.spawn(move || writer.write_all(&bytes).unwrap());
+        (0..=20_000).for_each(|_| drop(client.read().unwrap()));
+        wait_until("it is applied, and waits for values", || {
+            stat(&daemon, "amount_pending") == 20_001
+        });
+        let held = stat(&daemon, "client_bytes");
+        assert!(held > 20_000 * 100, "{held}");
+        redis.resume();
+        assert_eq!(client.read().unwrap().items().len(), 20_000);
+    });
+    wait_until("it is given back", || {
+        stat(&daemon, "client_bytes") < 1 << 20
+    });
+}

@@ -54,6 +54,7 @@ impl<S: Store> Flush<S> {
                 ever_claimed: self.ever_claimed,
                 server: self.server.as_deref(),
                 former: self.former_store(),
+                floor: self.floor,
                 clock: self.clock,
                 whole: self.is_whole(),
             };
@@ -67,7 +68,7 @@ impl<S: Store> Flush<S> {
             }
             self.stats.store_conflict.set(0);
             let store = standing.store.as_ref().map(|store| &*store.id);
-            let another = verdict == Verdict::Elsewhere;
+            let another = (verdict == Verdict::Elsewhere).then_some(self.applied);
             if let Err(pause) = self.act(verdict, &standing.server, store).await? {
                 return Ok(Err(pause));
             }
@@ -361,7 +362,11 @@ impl<S: Store> Flush<S> {
     }
 
     /// Notes which store gets what is flushed from now on.
-    fn note_store(&mut self, store: Option<&str>, another: bool) -> Result<(), JournalError> {
+    fn note_store(
+        &mut self,
+        store: Option<&str>,
+        another: Option<u64>,
+    ) -> Result<(), JournalError> {
         let url = &self.config.store_url;
         if let Some(store) = store
             && self
@@ -373,6 +378,7 @@ impl<S: Store> Flush<S> {
             let mut directory = lock.unwrap_or_else(PoisonError::into_inner);
             on_disk(&self.health, || directory.note_store(store, url, another))?;
             self.store_known = Some((store.to_owned(), url.clone()));
+            self.floor = another.unwrap_or(self.floor);
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ const LINE_UNITS: usize = 50;
 /// Which clients are meant; each condition that is given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
+    /// In order.
     ids: Option<Vec<u64>>,
     subscribers: Option<bool>,
     address: Option<Vec<u8>>,
@@ -36,7 +37,10 @@ impl Filter {
         let is = |wanted: Option<i64>, found: Option<i64>| wanted.is_none() || wanted == found;
         !self.nobody
             && self.but != Some(client.id)
-            && self.ids.as_ref().is_none_or(|ids| ids.contains(&client.id))
+            && self
+                .ids
+                .as_ref()
+                .is_none_or(|ids| ids.binary_search(&client.id).is_ok())
             && self
                 .address
                 .as_ref()
@@ -72,7 +76,9 @@ impl Filter {
             (b"type", 4) => filter.kind(args.get(3))?,
             (b"id", 4..) => {
                 let ids: Option<Vec<u64>> = args.from(3).map(id).collect();
-                filter.ids = Some(ids.ok_or("ERR Invalid client ID")?);
+                let mut ids = ids.ok_or("ERR Invalid client ID")?;
+                ids.sort_unstable();
+                filter.ids = Some(ids);
             }
             _ => return Err("ERR syntax error".to_owned()),
         }

@@ -19,6 +19,7 @@ pub(super) mod server;
 pub(super) mod subscriptions;
 
 use super::core::Core;
+use super::hub::By;
 use super::session::{Action, Next, Session};
 use crate::wire::decode::Args;
 use crate::wire::encode::{self, Out, Version};
@@ -158,6 +159,15 @@ impl Spec {
     }
 }
 
+const SUBSCRIBE: Answer =
+    |core, session, args, out| subscriptions::subscribe(core, session, By::Channel, args, out);
+const PSUBSCRIBE: Answer =
+    |core, session, args, out| subscriptions::subscribe(core, session, By::Pattern, args, out);
+const UNSUBSCRIBE: Answer =
+    |core, session, args, out| subscriptions::unsubscribe(core, session, By::Channel, args, out);
+const PUNSUBSCRIBE: Answer =
+    |core, session, args, out| subscriptions::unsubscribe(core, session, By::Pattern, args, out);
+
 /// Every command, the most frequent first.
 pub const COMMANDS: &[Spec] = &[
     counter("incr", 2, true, counters::incr),
@@ -187,16 +197,16 @@ pub const COMMANDS: &[Spec] = &[
     answer("info", -1, server::info),
     answer("time", 1, server::time),
     answer("config", -2, server::config),
-    answer("subscribe", -2, subscriptions::subscribe)
+    answer("subscribe", -2, SUBSCRIBE)
         .in_multi(InMulti::Refused)
         .subscribed(),
-    answer("unsubscribe", -1, subscriptions::unsubscribe)
+    answer("unsubscribe", -1, UNSUBSCRIBE)
         .in_multi(InMulti::Refused)
         .subscribed(),
-    answer("psubscribe", -2, subscriptions::psubscribe)
+    answer("psubscribe", -2, PSUBSCRIBE)
         .in_multi(InMulti::Refused)
         .subscribed(),
-    answer("punsubscribe", -1, subscriptions::punsubscribe)
+    answer("punsubscribe", -1, PUNSUBSCRIBE)
         .in_multi(InMulti::Refused)
         .subscribed(),
     answer("pubsub", -2, subscriptions::pubsub),
@@ -268,11 +278,6 @@ fn help(command: &str, lines: &[&str], out: &mut Out) {
     }
 }
 
-/// Whether an answer that was just encoded at `at` is an error.
-fn is_error(out: &Out, at: usize) -> bool {
-    out.get(at) == Some(&b'-')
-}
-
 /// Runs a command that is answered here, and counts what it answers with an error.
 pub fn run(
     core: &Core,
@@ -283,7 +288,7 @@ pub fn run(
 ) -> Option<Next> {
     let at = out.len();
     let next = run(core, session, args, out);
-    if is_error(out, at) {
+    if out.get(at) == Some(&b'-') {
         core.stats.errors_total.add(1);
     }
     next

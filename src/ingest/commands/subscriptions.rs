@@ -17,47 +17,8 @@ const SUBSCRIPTIONS_MAX: usize = 10_000;
 /// the channels that they may.
 const NO_CHANNEL: &str = "NOPERM this user has no permissions to access one of the channels used as arguments (limits.allow_keys)";
 
-/// `SUBSCRIBE channel ...`
+/// `SUBSCRIBE channel ...`, `PSUBSCRIBE pattern ...`
 pub fn subscribe(
-    core: &Core,
-    session: &mut Session,
-    args: Args<'_>,
-    out: &mut Out,
-) -> Option<Next> {
-    subscribe_by(core, session, By::Channel, args, out)
-}
-
-/// `PSUBSCRIBE pattern ...`
-pub fn psubscribe(
-    core: &Core,
-    session: &mut Session,
-    args: Args<'_>,
-    out: &mut Out,
-) -> Option<Next> {
-    subscribe_by(core, session, By::Pattern, args, out)
-}
-
-/// `UNSUBSCRIBE [channel ...]`
-pub fn unsubscribe(
-    core: &Core,
-    session: &mut Session,
-    args: Args<'_>,
-    out: &mut Out,
-) -> Option<Next> {
-    unsubscribe_by(core, session, By::Channel, args, out)
-}
-
-/// `PUNSUBSCRIBE [pattern ...]`
-pub fn punsubscribe(
-    core: &Core,
-    session: &mut Session,
-    args: Args<'_>,
-    out: &mut Out,
-) -> Option<Next> {
-    unsubscribe_by(core, session, By::Pattern, args, out)
-}
-
-fn subscribe_by(
     core: &Core,
     session: &mut Session,
     by: By,
@@ -97,7 +58,8 @@ fn subscribe_by(
     None
 }
 
-fn unsubscribe_by(
+/// `UNSUBSCRIBE [channel ...]`, `PUNSUBSCRIBE [pattern ...]`
+pub fn unsubscribe(
     core: &Core,
     session: &mut Session,
     by: By,
@@ -162,12 +124,16 @@ pub fn pubsub(core: &Core, _: &mut Session, args: Args<'_>, out: &mut Out) -> Op
                     return None;
                 }
             };
-            let channels = hub.channels(pattern.as_ref());
-            let bytes: usize = channels.iter().map(|name| name.len()).sum();
-            if bytes > NAMES_BYTES_MAX {
-                let text = format!("ERR their names take more than {NAMES_BYTES_MAX} bytes");
-                encode::error(out, text);
-                return None;
+            let mut channels = Vec::new();
+            let mut bytes = 0;
+            for name in hub.channels(pattern.as_ref()) {
+                bytes += name.len();
+                if bytes > NAMES_BYTES_MAX {
+                    let text = format!("ERR their names take more than {NAMES_BYTES_MAX} bytes");
+                    encode::error(out, text);
+                    return None;
+                }
+                channels.push(name);
             }
             encode::array(out, channels.len());
             channels.iter().for_each(|name| encode::bulk(out, name));

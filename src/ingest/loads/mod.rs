@@ -159,6 +159,11 @@ impl Loads {
     /// Asks for the keys, each of which is there once, and waits until all were answered, well or not, or
     /// none of them was for the time that an answer may wait.
     pub async fn wait(&self, client: u64, keys: &[Bytes]) {
+        let now = Instant::now();
+        if self.away_until.get().is_some_and(|until| now < until) {
+            self.ask(client, keys);
+            return;
+        }
         let waiter = Rc::new(Waiter::default());
         {
             let mut queue = self.queue.borrow_mut();
@@ -173,10 +178,6 @@ impl Loads {
             waiter: &waiter,
         };
         self.dispatch();
-        let now = Instant::now();
-        if self.away_until.get().is_some_and(|until| now < until) {
-            return;
-        }
         while !waiter.is_done() {
             if tokio::time::timeout(self.timeout, waiter.done())
                 .await

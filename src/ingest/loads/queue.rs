@@ -6,6 +6,7 @@
 //! Invariants:
 //! 1. A key that somebody waits for is in the queue of each client that asked for it, or under way.
 //! 2. A key is under way once at a time.
+//! 3. Who stands in a ring has keys queued, so that looking for the next ones is never a long search.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -147,7 +148,7 @@ impl Queue {
             let Some(client) = next else { return };
             let turn = TURN.min(limit - keys.len());
             let Some(queue) = self.clients.get_mut(&client) else {
-                continue; // It has left.
+                continue;
             };
             let mut taken = 0;
             while taken < turn
@@ -189,7 +190,12 @@ impl Queue {
 
     /// `client` no longer wants what it has queued.
     pub fn cancel(&mut self, client: u64, waiter: Option<&Rc<Waiter>>) {
-        for key in self.clients.remove(&client).into_iter().flatten() {
+        let Some(queue) = self.clients.remove(&client) else {
+            return;
+        };
+        self.first.retain(|other| *other != client);
+        self.further.retain(|other| *other != client);
+        for key in queue {
             let Some(wanted) = self.keys.get_mut(&key) else {
                 continue;
             };
@@ -275,6 +281,18 @@ mod tests {
             .iter()
             .filter(|key| !key.starts_with(b"key:1") || key.len() < 9);
         assert!(further.count() >= FURTHER);
+    }
+
+    // The story: a store that stood still let those who gave up pile up in the ring, and each further key
+    // went through all of them.
+    #[test]
+    fn those_who_gave_up_are_not_gone_through() {
+        let mut queue = Queue::default();
+        for client in 1..100 {
+            let waiter = ask(&mut queue, client, 0..3);
+            queue.cancel(client, Some(&waiter));
+        }
+        assert!(queue.first.is_empty() && queue.further.is_empty());
     }
 
     #[test]

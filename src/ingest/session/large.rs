@@ -5,6 +5,7 @@
 //! touch counters, and see all of it or nothing. Once its first operation is applied, all are, whatever
 //! becomes of its client.
 
+use super::super::account::Part;
 use super::super::core::Core;
 use super::group::Cursor;
 use super::transaction::Transaction;
@@ -24,7 +25,25 @@ pub(super) enum Large {
     Transaction(Transaction),
 }
 
+impl Large {
+    pub(super) fn held_bytes(&self) -> usize {
+        match self {
+            Large::Keys(input) => input.capacity(),
+            Large::Transaction(transaction) => transaction.held_bytes(),
+        }
+    }
+}
+
 impl Session {
+    /// What is held meanwhile is charged, and the client that holds most goes where that is too much.
+    fn charge(&self, core: &Core, held: usize) {
+        let bytes = self.command_bytes() + held;
+        self.client.account.set(Part::Commands, bytes);
+        if core.accounts.is_over() {
+            core.make_room();
+        }
+    }
+
     /// Does and answers what [`Next::Large`](super::Next::Large) announced.
     pub async fn run_large(&mut self, core: &Core, out: &mut Out) {
         let (input, isolated) = match self.large.take() {
@@ -49,6 +68,9 @@ impl Session {
                 None => break, // Refused: there is nothing to apply.
             };
             let made = self.raw.len().saturating_sub(before);
+            if (command + 1).is_multiple_of(LARGE_OPS) {
+                self.charge(core, transaction.held_bytes());
+            }
             core.slice.spend(1 + made / BYTES_A_UNIT);
             core.slice.pause_if_due(&core.stats).await;
         }
@@ -73,6 +95,7 @@ impl Session {
             must_end: isolated,
         };
         while left.apply_some() {
+            left.session.charge(core, input.len());
             core.slice.spend(LARGE_OPS);
             core.slice.pause(&core.stats).await;
             if !isolated {
@@ -86,6 +109,7 @@ impl Session {
     /// Waits for values that are not known.
     async fn load_all(&mut self, core: &Core, input: &[u8]) {
         if self.waiting > 0 {
+            self.charge(core, input.len());
             for from in (0..self.ops.len()).step_by(LARGE_OPS) {
                 let range = from..self.ops.len().min(from + LARGE_OPS);
                 let keys = self.cold_keys_of(input, range);
